@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -351,3 +352,42 @@ def test_an_agreed_plan_names_the_noise_itself(tmp_path):
     spends = gaussian(float(text.rsplit("noise=", 1)[1].strip("'")) / math.sqrt(3), 1e-5)
     assert spends == pytest.approx(8, rel=0.01)
     assert spends <= 8
+
+
+@pytest.mark.parametrize(("coin", "changes"), [(0.0, False), (0.999, True)])
+def test_a_site_tells_its_choice_by_its_own_coin(coin, changes, tmp_path):
+    """A coin below the chance of the true answer tells it, a larger one another model; the seed decides nothing."""
+    federation, _ = clients()
+    bits = int(coin * 2**53).to_bytes(8, "little")
+    true, told = (
+        far(
+            federation,
+            model,
+            find_method(name)(),
+            WORK,
+            tmp_path / name,
+            seed=1,
+            entropy=lambda client: lambda n: bits * (n // 8),
+        )[0]
+        for name in ("ifca(clusters=3)", "ifca(clusters=3,epsilon=1)")
+    )
+    true.step()
+    told.step()
+    alike = true.membership["model"] == told.membership["model"]
+    assert bool((~alike).all()) if changes else bool(alike.all())
+
+
+def test_bits_of_an_upload_come_from_the_site(tmp_path):
+    """The same seed and other entropy: the same entries are told, with other signs."""
+    federation, _ = clients()
+    method = find_method("fedavg+dp(clip=0.01,noise=0.05,delta=1e-3,trust=nobody,mechanism=duchi)")()
+    uploads = []
+    for secret in (ONE, TWO):
+        folder, drawn = tmp_path / secret.key.decode(), partial(secret.of)
+        run, carrier = far(federation, model, method, WORK, folder, seed=1, entropy=drawn)
+        run.step()
+        uploads.append([unpack(answer, Reply)[1] for _, answer in carrier.answers[-len(federation) :]])
+    one, two = uploads
+    assert all(torch.equal(a["update:seed"], b["update:seed"]) for a, b in zip(one, two, strict=True))
+    assert any(not torch.equal(a["update:bits"], b["update:bits"]) for a, b in zip(one, two, strict=True))
+    assert one[0].keys() == {"update:seed", "update:bits"}

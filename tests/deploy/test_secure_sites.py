@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,6 +53,13 @@ def people() -> Federation:
     owner = np.repeat(NAMES, (60, 50, 40, 30))
     x = generator.normal(size=(len(owner), 5))
     return from_arrays(x, (x[:, 0] + generator.normal(size=len(owner)) > 0).astype(int), owner, seed=0)
+
+
+def five() -> Federation:
+    generator = np.random.default_rng(4)
+    owner = np.repeat(list("abcde"), 30)
+    x = generator.normal(size=(len(owner), 5))
+    return from_arrays(x, (x[:, 0] > 0).astype(int), owner, seed=0)
 
 
 def net() -> nn.Module:
@@ -513,6 +521,33 @@ def test_shares_that_were_not_asked_for_do_not_count(tmp_path):
     assert_near(remote, here(secured(fedavg()), 1))
 
 
+@pytest.mark.parametrize("kind", ["own", "keys"])
+def test_a_member_that_reveals_a_wrong_share_is_named_and_the_sum_opens_without_it(kind, tmp_path, caplog):
+    """Of five, the last goes away after it has dealt; the second lies about the first's share, or about the last's."""
+    federation = five()
+    run, carrier = far(federation, net, secured(fedavg()), TRAINED, tmp_path)
+    silent(carrier, "e", "train")
+    true = carrier.exchange
+
+    def lies(messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
+        answers = true(messages, deadline)
+        if 101 in answers and (reply := unpack(answers[101], Reply)[0]).revealed is not None:
+            shares = dict(getattr(reply.revealed, kind))
+            name = {"own": "a", "keys": "e"}[kind]
+            shares[name] = f"{int(shares[name], 16) ^ 1:0132x}"
+            revealed = reply.revealed.model_copy(update={kind: shares})
+            answers[101] = pack(reply.model_copy(update={"revealed": revealed}))
+        return answers
+
+    carrier.exchange = lies
+    assert run.step().cohort == ("a", "b", "c", "d")
+    whose = {"own": "a", "keys": "e"}[kind]
+    assert f"client 'b': it revealed a share that is not the one that client '{whose}' dealt to it" in caplog.text
+    plain = Run(federation, net, fedavg(), TRAINED, execution=ONE_CLIENT, participation=Fixed([list("abcd")]))
+    plain.step()
+    assert_near(run, plain, atol=5 * STEP + 1e-6)
+
+
 # --- killed between messages ----------------------------------------------------------------------------------------
 
 
@@ -665,3 +700,40 @@ def test_noise_of_the_sites_is_in_the_sum_and_secret_cohorts_are_not_for_sums(tm
     assert 0.01 < moved < 1  # noise of a twentieth for each number of the mean
     with pytest.raises(PluresError, match="dp beside secure_sum: this privacy counts on nobody knowing who is drawn"):
         federated(tmp_path, find_method(private.format(""))(), participation=Poisson(0.9), secret=Secret(bytes(32)))
+
+
+def test_discrete_noise_of_all_sites_is_in_the_sum(tmp_path):
+    """Each of four adds 1 / sqrt(3) of the deviation, for three must come: the mean has 0.2 sqrt(4 / 3) / 4."""
+
+    def wide() -> nn.Module:
+        return with_roles(nn.Sequential(nn.Linear(5, 150), nn.Linear(150, 2)), head="1")
+
+    def after(noise: float, folder: Path, entropy: bytes) -> Tensors:
+        method = find_method(f"fedavg+dp(clip=1,noise={noise},delta=1e-3,trust=sum,accountant=rdp)+secure_sum")()
+        drawn = Secret(entropy * 32)
+        run, _ = far(people(), wide, method, TRAINED, folder, entropy=lambda client: drawn.of(client))
+        assert len(run.step().cohort) == 4
+        assert run.spent().trust == "sum"
+        return numbers(run)
+
+    quiet, noisy, other = (
+        after(z, tmp_path / str(i), e) for i, (z, e) in enumerate([(0, b"a"), (0.2, b"a"), (0.2, b"b")])
+    )
+    parts = [torch.cat([(made[k] - t).flatten() for k, t in quiet.items()]).double() for made in (noisy, other)]
+    wanted = 0.2 * (4 / 3) ** 0.5 / 4
+    for part in parts:
+        assert len(part) > 1000
+        assert float(part.std()) == pytest.approx(wanted, rel=0.1)
+        assert abs(float(part.mean())) < 4 * wanted / len(part) ** 0.5
+    assert abs(float(torch.corrcoef(torch.stack(parts))[0, 1])) < 0.15  # what sites draw is their own
+
+
+@pytest.mark.parametrize("when", ["deal", "train"])
+def test_discrete_noise_is_enough_if_one_site_goes_away(when, tmp_path):
+    """The plan counts what the fewest add; a site that goes away takes its part with it, and the sum still opens."""
+    method = find_method("fedavg+dp(clip=1,noise=0.2,delta=1e-3,trust=sum,accountant=rdp)+secure_sum")()
+    run, carrier = federated(tmp_path, method)
+    silent(carrier, "d", when)
+    record = run.step()
+    assert record.cohort == ("a", "b", "c")
+    assert math.isfinite(run.spent().epsilon)

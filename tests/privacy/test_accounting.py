@@ -6,9 +6,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from plures.entropy import Secret
 from plures.errors import PluresError
+from plures.method.shares.share import Cohort
 from plures.privacy import Draws, Plan, Private, calibrated, epsilon, gaussian, roots, sensitivity, shared_out
+from plures.privacy.correlated import nodes, tree_sensitivity
 
 SIX = {
     "one release": (1, 1, 1, 1e-5, 4.7285, 4.3772),
@@ -159,3 +163,34 @@ def test_what_does_not_fit_is_refused():
 def test_a_bad_option_is_named(given, said):
     with pytest.raises(PluresError, match=said):
         Private(**given)
+
+
+@pytest.mark.oracle("DP8")
+def test_noise_of_a_tree_has_the_variance_of_its_nodes():
+    """After t rounds the sums have the noise of as many nodes as t has ones in binary digits."""
+    stage = Private(clip=2.0, noise=3.0, correlated=True, matrix="tree")
+    so_far, found = torch.zeros(40_000, dtype=torch.float64), []
+    for round in range(16):
+        secret = Secret(bytes(32)).of
+        cohort = Cohort(round, torch.tensor([0]), None, torch.tensor([True]), torch.rand, hidden=secret)
+        change = {"model/w": torch.zeros(1, 40_000, dtype=torch.float64)}
+        so_far = so_far + stage.release(change, {"model/w": torch.ones(1, 1)}, cohort)["model/w"][0]
+        found.append(float(so_far.var()) / 36)
+    assert found == pytest.approx([(t + 1).bit_count() for t in range(16)], rel=0.05)
+
+
+@pytest.mark.oracle("DP8")
+def test_a_tree_is_accounted_by_its_nodes():
+    """A client that comes once is in 11 nodes of 1,024 rounds; who comes four times in 1, 2, 1 and 4 of four."""
+    assert len(nodes(1024)) == 1024
+    plan = Plan(Private(noise=2.0, correlated=True, matrix="tree", accountant="rdp"), schedule([[0], *[[1]] * 1023]))
+    assert tree_sensitivity([(0,)], 1024) == pytest.approx(math.sqrt(11))
+    once = Plan(plan.stage, schedule([[i] for i in range(1024)]))
+    assert once.epsilon(1024) == pytest.approx(8.5519, abs=1e-3)
+    every = Plan(Private(noise=2.0, correlated=True, matrix="tree"), schedule([[0]] * 4))
+    assert every.epsilon(4) == pytest.approx(gaussian(2 / math.sqrt(1 + 4 + 1 + 16), 1e-5))
+    spans = np.array([[first - 1 <= r < last for r in range(16)] for first, last in nodes(16)], dtype=float)
+    pattern = np.zeros(16)
+    pattern[[1, 6, 7, 12]] = 1
+    assert tree_sensitivity([(1, 6, 7, 12)], 16) == pytest.approx(np.linalg.norm(spans @ pattern))
+    assert "noise of a binary tree over rounds" in every.spent(4).plan

@@ -9,8 +9,20 @@ import pytest
 
 from plures.errors import PluresError
 from plures.method.wire import enough
-from plures.secure import Member, Members, gather, member, recover, remaining, split
-from plures.secure.member import agreed, entropy, pair, stream
+from plures.secure import (
+    SHARE,
+    DealtError,
+    Member,
+    Members,
+    Revealed,
+    faithful,
+    gather,
+    member,
+    recover,
+    remaining,
+    split,
+)
+from plures.secure.member import DIGEST, agreed, entropy, pair, stream
 
 D = 5
 WORDS = {n: np.arange(D, dtype=np.uint32) + np.uint32(2**32 - 6 + n) for n in range(1, 6)}
@@ -178,3 +190,42 @@ def test_simulated_members_repeat_and_differ_by_round():
     assert sent[0] == sent[1] != sent[2]
     total = np.array(sent[0], dtype=np.uint32) + one.masked("c", WORDS[3])
     assert (total - one.remaining(["a", "c"], D)).tolist() == (WORDS[1] + WORDS[3]).tolist()
+
+
+def test_who_deals_other_shares_than_its_digests_say_is_named_by_who_opens_them():
+    """The digests of another member's box, sealed anew by the dealer: nobody but the dealer can do that."""
+    members, _, sealed = began()
+    dealer = members[2]
+    nonce, digests = bytes(12), sealed[3][2][: 2 * DIGEST]
+    text = (5).to_bytes(SHARE) + (6).to_bytes(SHARE)
+    box = digests + nonce + dealer._box(1).encrypt(nonce, text, dealer._route(2, 1) + digests)
+    with pytest.raises(PluresError, match="member 2 dealt other shares than the digests beside them say"):
+        members[1].masked(WORDS[1], sealed[1] | {2: box})
+    altered = sealed[3][2][: 2 * DIGEST] + sealed[1][2][2 * DIGEST :]
+    with pytest.raises(PluresError, match="what member 2 dealt was changed on its way"):
+        began()[0][1].masked(WORDS[1], sealed[1] | {2: altered})
+
+
+def test_a_share_that_was_not_dealt_is_known_by_its_digest():
+    members, _, sealed = began()
+    for n in members:
+        members[n].masked(WORDS[n], sealed[n])
+    said = members[1].reveal([1, 2, 3, 4])
+    dealt = {by: {to: boxes[by] for to, boxes in sealed.items() if by != to} for by in members}
+    assert faithful(1, said, dealt) is None
+    assert faithful(1, Revealed(dict(said.own) | {3: said.own[3] + 1}, said.keys), dealt) == 3
+    assert faithful(1, Revealed(said.own, {5: said.keys[5] ^ 1}), dealt) == 5
+
+
+@pytest.mark.parametrize("kind", ["own", "keys"])
+def test_shares_that_do_not_fit_together_name_their_dealer(kind):
+    """Five shares of a polynomial of degree 2, one of which is another: the first three and the last three differ."""
+    members, publics, sealed = began()
+    for n in members:
+        members[n].masked(WORDS[n], sealed[n])
+    said = {n: members[n].reveal([1, 2, 3, 4]) for n in (1, 2, 3, 4)}
+    dealer = {"own": 2, "keys": 5}[kind]
+    spoilt = dict(getattr(said[4], kind)) | {dealer: 7}
+    said[4] = Revealed(spoilt if kind == "own" else said[4].own, spoilt if kind == "keys" else said[4].keys)
+    with pytest.raises(DealtError, match=f"the shares that member {dealer} dealt do not fit together"):
+        remaining(publics, members, [1, 2, 3, 4], said, 3, 4)

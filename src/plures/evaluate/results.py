@@ -98,6 +98,7 @@ class PrivacyCard(Result):
     noise: float
     draws: str
     trust: str
+    besides: str = ""
 
     @classmethod
     def of(cls, spent: Spent) -> PrivacyCard:

@@ -414,6 +414,11 @@ class RunSpec(Result):
             raise PluresError(
                 f"dp={self.dp!r}: the noise depends on the clients: take calibrated(federation) of this run"
             )
+        if stage is not None and any(share.epsilon is not None for share in method.layout.values()):
+            raise PluresError(
+                f"dp={self.dp!r}: {entry.name} spends epsilon on choices of models, too, which a calibrated noise does "
+                "not count: write the privacy behind the method, +dp(trust=nobody,noise=1), and read what it spends"
+            )
         return method if stage is None or entry.together else method + Method(wire=(stage,))
 
     def run(

@@ -23,6 +23,7 @@ class Channel:
         size: bytes that one client sends in one message; ``None`` if it depends on what the members agree to share.
         tensors: whether it is sent as tensors, whose bytes count as traffic. Everything else is text in a message
             header, which is not counted; a federation's log also counts whole messages.
+        epsilon: of all of it in one message, if it is randomised before it leaves; ``None`` otherwise.
     """
 
     name: str
@@ -30,10 +31,14 @@ class Channel:
     what: str
     size: int | None
     tensors: bool = False
+    epsilon: float | None = None
 
     def __str__(self) -> str:
         size = "by agreement" if self.size is None else f"{self.size} bytes"
-        return f"{self.name} ({self.when}, {size}, {'tensors' if self.tensors else 'in the header'}): {self.what}"
+        noisy = "" if self.epsilon is None else f", randomised at epsilon {self.epsilon:g}"
+        return (
+            f"{self.name} ({self.when}, {size}, {'tensors' if self.tensors else 'in the header'}): {self.what}{noisy}"
+        )
 
 
 FACTS = (
@@ -55,7 +60,7 @@ def masked(members: int) -> tuple[Channel, ...]:
     """What leaves a member for the masks of a secure sum, where it is at a site of its own."""
     return (
         Channel("keys", "train", "public keys of a round's masks, with the client's signature", 64 + 193),
-        Channel("shares", "train", "shares of its masks' secrets, sealed for the other members", 160 * (members - 1)),
+        Channel("shares", "train", "shares of its masks' secrets, sealed for the other members", 224 * (members - 1)),
         Channel(
             "revealed", "train", "shares of masks' secrets of all members, for none of them both kinds", 66 * members
         ),

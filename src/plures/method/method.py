@@ -508,8 +508,11 @@ class Bound:
             ),
         )
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
-        if alone := sum(block.share.alone for block in self.blocks):
-            found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
+        if alone := [block.share for block in self.blocks if block.share.alone]:
+            told = [share.epsilon for share in alone if share.epsilon is not None]
+            spent = sum(told) if len(told) == len(alone) else None
+            what = "which of the models the client chose"
+            found.append(Channel(CHOICES, "train", what, NUMBER * len(alone), epsilon=spent))
         if self.line.summed:
             found += masked(len(self.setting))
         return (*found, *TRAINING, *MEASURED)

@@ -11,6 +11,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.content import by_content
 from plures.entropy import Entropy, Secret, normal, normal_of
+from plures.entropy import uniform as secret
 from plures.errors import PluresError
 from plures.method.channel import Channel
 from plures.method.shares.share import Cohort
@@ -62,6 +63,13 @@ class Sending:
     def uniform(self, count: int) -> Tensor:
         """Random numbers in [0, 1), ``(clients, count)`` float32."""
         return uniform(self.keys.unsqueeze(1), count)
+
+    def coins(self, count: int) -> Tensor:
+        """Random numbers in [0, 1) that nobody but the client knows, ``(clients, count)`` double.
+
+        In a simulation they follow from the keys.
+        """
+        return torch.stack([secret(source, count) for source in self.sources()]).to(self.keys.device)
 
     def sources(self) -> list[Entropy]:
         """Random bytes of each client that nobody else knows; in a simulation they follow from its key."""

@@ -159,6 +159,43 @@ def composed(event: Any, times: int, delta: float, accountant: Accountant, neigh
     return float(made.compose(event, times).get_epsilon(delta))
 
 
+PLAIN = 50.0
+"""Epsilon of an answer from which its distribution is not composed with others: it is added."""
+
+
+@cache
+def beside(
+    noise: float | None, answers: tuple[tuple[float, int], ...], delta: float, accountant: Accountant = "pld"
+) -> float:
+    """Epsilon of a Gaussian mechanism and of answers each of which is private alone, with no delta.
+
+    ``pld`` composes privacy losses; every answer's is at most that of a randomised response of two answers (Kairouz,
+    Oh, Viswanath 2015). ``rdp`` adds epsilons.
+
+    Args:
+        noise: of the Gaussian mechanism, in units of the largest change between neighbours; ``None`` for none.
+        answers: ``(epsilon, number of answers)`` of each kind.
+        delta: of (epsilon, delta).
+        accountant: ``pld`` or ``rdp``.
+
+    Examples:
+        >>> beside(None, ((1.0, 1),), 1e-5) <= 1.0, round(beside(None, ((0.1, 400),), 1e-5), 1)
+        (True, 9.9)
+    """
+    simple = sum(each * times for each, times in answers)
+    added = simple + (0.0 if noise is None else gaussian(noise, delta, accountant))
+    if accountant == "rdp" or any(each > PLAIN for each, _ in answers) or not answers:
+        return added
+    losses = needed("dp_accounting.pld.privacy_loss_distribution", "differential privacy", "dp")
+    common = needed("dp_accounting.pld.common", "differential privacy", "dp")
+    found = None if noise is None else losses.from_gaussian_mechanism(noise)
+    for each, times in answers:
+        one = losses.from_privacy_parameters(common.DifferentialPrivacyParameters(each, 0.0)).self_compose(times)
+        found = one if found is None else found.compose(one)
+    assert found is not None
+    return min(added, float(found.get_epsilon_for_delta(delta)))
+
+
 def calibrated(wanted: float, spends: Callable[[float], float]) -> float:
     """The smallest noise that spends at most a given epsilon, to a relative precision of :data:`PRECISION`.
 

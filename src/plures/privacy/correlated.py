@@ -4,14 +4,65 @@ A model after ``t`` rounds is a prefix sum of changes. The matrix ``A`` of prefi
 with its square root ``C``, a lower triangular Toeplitz matrix (Fichtenberger, Henzinger, Upadhyay 2023). Released is
 ``A (x + C^-1 z)``: the noise of a round takes back part of what earlier rounds added, so that sums of many rounds get
 much less of it. The whole run is one Gaussian mechanism with the sensitivity of ``C``.
+
+The other matrix is a binary tree over the rounds (Kairouz et al. 2021, "Practical and private (deep) learning without
+sampling or shuffling", Algorithm 1): every node has noise of its own, and a prefix sum has that of the few nodes that
+its length in binary digits consists of. It has more noise than the square root at the same epsilon, but a round draws
+as many numbers as the tree is high, and not as many as there were rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+Matrix = Literal["toeplitz", "tree"]
+MATRICES: tuple[str, ...] = get_args(Matrix)
+"""``toeplitz``: the square root of prefix sums; ``tree``: a binary tree."""
+
+
+def nodes(rounds: int) -> list[tuple[int, int]]:
+    """The rounds ``[first, last]``, from 1, of all nodes whose noise is in any prefix sum.
+
+    Examples:
+        >>> nodes(4)
+        [(1, 1), (1, 2), (3, 3), (1, 4)]
+    """
+    return [(last - size + 1, last) for last in range(1, rounds + 1) for size in [last & -last]]
+
+
+def turnover(round: int) -> Iterator[tuple[int, int]]:
+    """How the noise of a prefix sum changes in a round: ``(last round of a node, +1 or -1)``, rounds from 1.
+
+    Examples:
+        >>> list(turnover(4)), list(turnover(5))
+        ([(4, 1), (3, -1), (2, -1)], [(5, 1)])
+    """
+    yield round, 1
+    before, size = round - 1, round & -round
+    while before > round - size:
+        yield before, -1
+        before -= before & -before
+
+
+def tree_sensitivity(patterns: Iterable[tuple[int, ...]], rounds: int) -> float:
+    """The largest norm of what a client changes in all nodes, if each of its changes has at most norm 1.
+
+    Examples:
+        >>> round(tree_sensitivity([(0,)], 1024) ** 2), round(tree_sensitivity([(0, 1, 2, 3)], 4) ** 2)
+        (11, 22)
+    """
+    longest = 0.0
+    first, last = (np.array(ends) for ends in zip(*nodes(rounds), strict=True))
+    for pattern in patterns:
+        so_far = np.zeros(rounds + 1)
+        so_far[np.array(pattern, dtype=int) + 1] = 1.0
+        so_far = so_far.cumsum()
+        longest = max(longest, float(np.linalg.norm(so_far[last] - so_far[first - 1])))
+    return longest
 
 
 def roots(count: int, power: float = 0.5) -> NDArray[np.float64]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plures.codecs.packing import packed, unpacked
+from plures.codecs.sparse import drawn
 from plures.errors import PluresError
+from plures.method import Leaves
+from plures.method.response import Response, positive, response
 
-
-def _check(epsilon: float) -> None:
-    if not 0 < epsilon < math.inf:
-        raise PluresError(f"epsilon={epsilon}: give a positive number")
+__all__ = ["Response", "counted_answers", "duchi", "heard", "response", "said"]
 
 
 def duchi(values: Tensor, epsilon: float, uniform: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def duchi(values: Tensor, epsilon: float, uniform: Tensor) -> Tensor:
         >>> duchi(torch.tensor([0.4, 0.4]), 1.0, torch.tensor([0.59, 0.60]))
         tensor([ 2.1640, -2.1640])
     """
-    _check(epsilon)
+    positive(epsilon)
     if not bool((values.abs() <= 1).all()):
         raise PluresError("values outside [-1, 1] are not private: clip or scale them first")
     size = (math.exp(epsilon) + 1) / math.expm1(epsilon)
@@ -41,53 +41,40 @@ def duchi(values: Tensor, epsilon: float, uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5 + values / (2 * size), most, -most)
 
 
-@dataclass(frozen=True)
-class Response:
-    """Randomised response with ``k`` answers: the true one with probability ``e^eps / (e^eps + k - 1)``, else another.
+OPTIMAL = 2.5
+"""Epsilon of a single answer from which more answers with less epsilon each are better (Wang et al. 2019, eq. 12)."""
 
-    Attributes:
-        epsilon: of each answer.
-        answers: ``k``.
+
+def counted_answers(epsilon: float, size: int) -> int:
+    """How many of ``size`` numbers a client answers for, so that each answer has ``epsilon`` divided by their number.
+
+    Examples:
+        >>> [counted_answers(epsilon, 100) for epsilon in (1.0, 5.0, 8.0)]
+        [1, 2, 3]
     """
-
-    epsilon: float
-    answers: int
-
-    def __post_init__(self) -> None:
-        _check(self.epsilon)
-        if self.answers < 2:
-            raise PluresError(f"answers={self.answers}: give at least 2")
-
-    @property
-    def keep(self) -> float:
-        """Probability of the true answer."""
-        return 1 / (1 + (self.answers - 1) * math.exp(-self.epsilon))
-
-    @property
-    def other(self) -> float:
-        """Probability of each other answer."""
-        return (1 - self.keep) / (self.answers - 1)
-
-    def shares(self, said: Tensor) -> Tensor:
-        """``(k,)`` unbiased shares of the true answers, from what was said ``(n,)``; single ones may be negative."""
-        seen = torch.bincount(said, minlength=self.answers).double() / len(said)
-        return (seen - self.other) / (self.keep - self.other)
-
-    def variance(self, share: float, count: int) -> float:
-        """Variance of an estimated share from so many people, drawn at random from many of whom this share is true."""
-        said = self.other + share * (self.keep - self.other)
-        return said * (1 - said) / (count * (self.keep - self.other) ** 2)
+    return max(1, min(size, int(epsilon / OPTIMAL)))
 
 
-def response(labels: Tensor, way: Response, uniform: Tensor) -> Tensor:
-    """Noisy answers in the place of true ones.
+def said(numbers: Tensor, epsilon: float, keys: Tensor, coins: Tensor) -> Leaves:
+    """Noisy bits of a few entries of each client's vector (Wang et al. 2019, ICDE, Algorithm 4, by Duchi's bits).
+
+    Which entries are answered for says nothing about the vector; they follow from a seed that is sent with the bits.
 
     Args:
-        labels: ``(n,)`` int64, from 0 to ``k - 1``.
-        way: epsilon and number of answers.
-        uniform: ``(n,)`` random numbers in [0, 1).
+        numbers: ``(n, d)`` in [-1, 1].
+        epsilon: of all answers of a client together.
+        keys: ``(n,)`` int64 seeds.
+        coins: ``(n, d)`` or more than enough columns of random numbers in [0, 1) that nobody else knows.
     """
-    if not bool(((labels >= 0) & (labels < way.answers)).all()):
-        raise PluresError(f"answers must be whole numbers from 0 to {way.answers - 1}")
-    step = ((uniform.double() - way.keep) / way.other).clamp(min=0).long().clamp(max=way.answers - 2)
-    return torch.where(uniform < way.keep, labels, (labels + 1 + step) % way.answers)
+    count = counted_answers(epsilon, numbers.shape[1])
+    picked = numbers.double().gather(1, drawn(keys, numbers.shape[1], count))
+    return {"bits": packed(duchi(picked, epsilon / count, coins[:, :count]) > 0), "seed": keys}
+
+
+def heard(payload: Leaves, epsilon: float, size: int) -> Tensor:
+    """``(n, d)`` double: vectors whose mean over all random numbers is what was answered for."""
+    count = counted_answers(epsilon, size)
+    each = epsilon / count
+    most = (math.exp(each) + 1) / math.expm1(each) * size / count
+    signs = 2 * unpacked(payload["bits"], count).double() - 1
+    return signs.new_zeros(len(signs), size).scatter_(1, drawn(payload["seed"], size, count), most * signs)

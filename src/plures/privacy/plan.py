@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,12 @@ from plures.codecs import SecureSum
 from plures.errors import PluresError
 from plures.method import Assign, Bound, Combine, Leaves, Method, Relax, Shared, Start, State, Visit
 from plures.method.wire import Wire
-from plures.privacy.accountant import calibrated, epsilon, gaussian, insist
+from plures.privacy.accountant import beside, calibrated, epsilon, gaussian, insist
 from plures.privacy.adaptive import LEAF, SLOT, Geometric
-from plures.privacy.correlated import roots, sensitivity
+from plures.privacy.correlated import roots, sensitivity, tree_sensitivity
 from plures.privacy.distributed import worth
 from plures.privacy.draws import Draws
+from plures.privacy.local import counted_answers
 from plures.privacy.stage import Private
 
 
@@ -35,6 +37,7 @@ class Spent:
         noise: standard deviation of the noise on the sum, in units of the bound.
         draws: who is drawn, in words.
         trust: who is trusted with single uploads: the ``server``, or ``nobody``; ``sum``: the server sees sums alone.
+        besides: what else it stands for, in words: answers by randomised response, a tree of noise.
     """
 
     epsilon: float
@@ -47,6 +50,7 @@ class Spent:
     noise: float
     draws: str
     trust: str
+    besides: str = ""
 
     @property
     def plan(self) -> str:
@@ -54,9 +58,10 @@ class Spent:
         trusts = {"server": "the server is trusted", "sum": "the server is trusted with sums alone"}
         trust = trusts.get(self.trust, "nobody is trusted")
         count = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
+        besides = f"{self.besides}, " if self.besides else ""
         return (
             f"Differential privacy of each {self.unit} at delta {self.delta:g}: clip {self.clip:g}, "
-            f"noise {self.noise:g}, {self.draws}, {count}, {trust}, neighbours {self.neighbours}, "
+            f"noise {self.noise:g}, {besides}{self.draws}, {count}, {trust}, neighbours {self.neighbours}, "
             f"accountant {self.accountant}"
         )
 
@@ -73,12 +78,14 @@ class Plan:
         draws: who is drawn.
         sum: the stage that adds up what has discrete noise (``trust="sum"``).
         size: how many numbers travel; 0 before that is known.
+        choices: epsilon of the choices of a model that a client tells in a visit.
     """
 
     stage: Private
     draws: Draws
     sum: SecureSum | None = None
     size: int = 0
+    choices: float = 0.0
 
     def __post_init__(self) -> None:
         stage, draws = self.stage, self.draws
@@ -123,13 +130,17 @@ class Plan:
         if noise == 0:
             return math.inf
         if not self.amplified:
+            patterns = draws.patterns(rounds)
             first = roots(rounds) if stage.correlated else None
-            most = sensitivity(draws.patterns(rounds), rounds, first)
+            tree = stage.correlated and stage.matrix == "tree"
+            most = tree_sensitivity(patterns, rounds) if tree else sensitivity(patterns, rounds, first)
             if not most:
                 return 0.0
             if stage.trust == "sum":
                 return gaussian(self._summed(noise) / most, stage.delta, "rdp")
-            twice = 2 if stage.trust == "nobody" or stage.neighbours == "replace_one" else 1
+            if stage.trust == "nobody":
+                return self._told(noise, most, max(map(len, patterns)))
+            twice = 2 if stage.neighbours == "replace_one" else 1
             return gaussian(noise / (twice * most), stage.delta, stage.accountant)
         sized = draws.kind == "sample" or draws.at_most is not None
         fixed = (draws.clients, draws.size) if sized else None
@@ -144,6 +155,14 @@ class Plan:
             accountant=stage.accountant,
         )
 
+    def _told(self, noise: float, most: float, visits: int) -> float:
+        """Epsilon of what a client itself tells in so many visits, any two uploads being neighbours."""
+        stage, answers = self.stage, [(self.choices, visits)] if self.choices else []
+        if stage.mechanism == "gaussian":
+            return beside(noise / (2 * most), tuple(answers), stage.delta, stage.accountant)
+        count = counted_answers(1 / noise, self.size or sys.maxsize)
+        return beside(None, ((1 / noise / count, count * visits), *answers), stage.delta, stage.accountant)
+
     def _summed(self, noise: float) -> float:
         """What discrete noise under a secure sum is worth, in units of the bound."""
         if self.sum is None or not self.size:
@@ -152,9 +171,11 @@ class Plan:
         return worth(self.sum, self.stage.clip, noise, self.draws.clients, self.size, replaced=replaced)
 
     def sized(self, bound: Bound) -> Plan:
-        """The same, with the number of numbers that travel."""
+        """The same, with the number of numbers that travel, and what choices of models cost."""
         travelling = [leaf for block in bound.blocks for leaf in bound.travelling(block) if leaf not in bound.buffers]
-        return replace(self, size=sum(bound.initial[slot][path].numel() for slot, path in travelling))
+        told = [channel.epsilon for channel in bound.channels if channel.epsilon is not None]
+        size = sum(bound.initial[slot][path].numel() for slot, path in travelling)
+        return replace(self, size=size, choices=sum(told))
 
     def noise_for(self, wanted: float, rounds: int) -> float:
         """The noise with which so many rounds spend a given epsilon."""
@@ -179,7 +200,15 @@ class Plan:
             stage.noise,
             str(self.draws),
             stage.trust,
+            self._besides(),
         )
+
+    def _besides(self) -> str:
+        """What else epsilon stands for, in words."""
+        said = ["noise of a binary tree over rounds"] if self.stage.matrix == "tree" else []
+        if self.stage.mechanism == "duchi":
+            said.append(f"noisy bits of epsilon {1 / self.stage.noise:.3g} a visit (Duchi)")
+        return ", ".join([*said, *([f"choices told at epsilon {self.choices:g}"] if self.choices else [])])
 
     def check(self, bound: Bound) -> None:
         """Refuse a method whose release is not the noisy sum that is accounted for.
@@ -195,11 +224,13 @@ class Plan:
                 "its reducer has no known sensitivity": rule.reduce is not None,
                 "its clients compute their weights, which have no bound": callable(rule.weights),
                 "its clients count by their examples, which have no bound": rule.weights == "examples",
-                "its sum is divided by who came, which has no bound": rule.denominator is None,
+                "its sum is divided by who came, which has no bound": rule.denominator is None
+                and self.stage.trust != "nobody",
                 "its server moves by the share of clients that came, which tells who did": self.draws.kind == "poisson"
                 and isinstance(rule.server, Relax)
                 and rule.server.rate == "participation",
-                "its clients do not all receive the same, so who gets what tells of their data": not block.share.common,
+                "its clients do not all receive the same, so who gets what tells of their data": not block.share.common
+                and not (block.share.epsilon is not None and self.stage.trust == "nobody"),
             }
             for reason, true in reasons.items():
                 if true:
@@ -239,8 +270,11 @@ def settled(method: Method, draws: Callable[[], Draws], *, travels: bool = True)
                 f"dp: combine of {slot!r} divides by {rule.denominator:g}, and the plan by the expected cohort, "
                 f"{who.expected:g}: leave the denominator out"
             )
-    rules = {slot: _counting_alike(rule, who.expected) for slot, rule in method.rules.items()}
     stage = stages[0].settled(who.expected)
+    stage = stages[0].settled(who.expected)
+    told = stage.trust == "nobody" and any(share.epsilon is not None for share in method.layout.values())
+    divisor = None if told else who.expected  # of several models, each is the mean of those who told it
+    rules = {slot: _counting_alike(rule, divisor) for slot, rule in method.rules.items()}
     wire = tuple(stage if isinstance(one, Private) else one for one in method.wire)
     if added is not None:
         wire = (*wire[:-1], added)
@@ -267,7 +301,7 @@ def _added(wire: Wire, stage: Private) -> SecureSum:
     return replace(last, noise=noise)
 
 
-def _counting_alike(rule: Combine, expected: float) -> Combine:
+def _counting_alike(rule: Combine, expected: float | None) -> Combine:
     """A rule by which clients count alike, if it is one that may be changed; the plan refuses the others."""
     if callable(rule.weights) or rule.reduce is not None:
         return rule

@@ -16,7 +16,8 @@ from plures.method.channel import CHOICES, LOSS, OBJECTIVE
 from plures.privacy import adaptive
 from plures.privacy.accountant import Accountant, Neighbours
 from plures.privacy.adaptive import BOUND
-from plures.privacy.correlated import roots
+from plures.privacy.correlated import Matrix, roots, turnover
+from plures.privacy.local import counted_answers, heard, said
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Private(Codec):
         votes: noise on the sum of the votes by which it follows; default: the expected cohort / 20.
         correlated: noise that partly cancels over rounds, for cohorts that are no random sample (DP-FTRL,
             :mod:`plures.privacy.correlated`).
+        matrix: how it cancels: ``toeplitz``, by the square root of prefix sums; or by a binary ``tree``.
+        mechanism: what hides an upload: ``gaussian`` noise; or, where nobody is trusted, ``duchi``: each number is cut
+            to at most ``clip``, and a client tells noisy bits of one entry, or of a few, drawn at random (Duchi,
+            Jordan, Wainwright 2014; Wang et al. 2019). A visit spends epsilon ``1 / noise`` then, without delta. For
+            small uploads: the variance grows with the number of entries.
         trust: ``server``: the server is trusted with single uploads, and adds the noise; ``nobody``: every client adds
             it to its own upload, for the same epsilon against the server (local differential privacy); ``sum``: the
             server sees the sum of a ``secure_sum`` alone, to which every client has added its part of discrete noise.
@@ -60,6 +66,8 @@ class Private(Codec):
     quantile_lr: float = 0.2
     votes: float | None = None
     correlated: bool = False
+    matrix: Matrix = "toeplitz"
+    mechanism: Literal["gaussian", "duchi"] = "gaussian"
     trust: Literal["server", "sum", "nobody"] = "server"
     neighbours: Neighbours = "add_or_remove"
     accountant: Accountant = "pld"
@@ -86,6 +94,13 @@ class Private(Codec):
         ):
             if self.correlated and given:
                 raise PluresError(f"dp: correlated noise needs one bound, and the server's noise: leave out {other}")
+        if self.matrix != "toeplitz" and not self.correlated:
+            raise PluresError(f"dp: matrix={self.matrix!r} is not used without correlated noise: add correlated=true")
+        if self.mechanism == "duchi" and (self.trust != "nobody" or not self.noise):
+            raise PluresError(
+                "dp: mechanism='duchi' is what a client does to its own upload: say trust='nobody', and a noise above "
+                "0, which is 1 / epsilon of a visit"
+            )
         if self.quantile is not None and self.trust != "server":
             raise PluresError("dp: without a trusted server, no quantile of norms can be told: leave out quantile")
 
@@ -97,6 +112,10 @@ class Private(Codec):
     def encode(self, change: Leaves, memory: Leaves, sending: Sending) -> tuple[Leaves, Leaves]:
         if self.clip == math.inf:
             return change, memory
+        if self.mechanism == "duchi":
+            numbers = (joined(change).double() / self.clip).nan_to_num(nan=0.0).clamp(-1, 1)
+            count = counted_answers(1 / self.noise, numbers.shape[1])
+            return said(numbers, 1 / self.noise, sending.keys, sending.coins(count)), memory
         if self.quantile is not None and BOUND in change:
             return self._voted(change, sending), memory
         clipped = self.bound.clipped(change)
@@ -116,6 +135,8 @@ class Private(Codec):
         return {k: clipped.get(k, (within.to(t.dtype) - 0.5)) for k, t in change.items()}
 
     def decode(self, payload: Leaves, like: Leaves) -> Leaves:
+        if self.mechanism == "duchi":
+            return parted(self.clip * heard(payload, 1 / self.noise, joined(like).shape[1]), like)
         if self.trust == "nobody" or self.clip == math.inf:
             return payload
         if self.quantile is None or BOUND not in payload:
@@ -147,8 +168,13 @@ class Private(Codec):
         """Standard normal noise of a round, double; if correlated, made of that of all rounds so far."""
         if not self.correlated:
             return self._drawn(name, like, cohort, 0)
-        shares = roots(cohort.round + 1, -0.5)
         made = torch.zeros_like(like, dtype=torch.float64)
+        if self.matrix == "tree":
+            for last, sign in turnover(cohort.round + 1):
+                height = (last & -last).bit_length()
+                made += sign * self._drawn(f"{name} {height}", like, cohort, cohort.round + 1 - last)
+            return made
+        shares = roots(cohort.round + 1, -0.5)
         for back, share in enumerate(shares.tolist()):
             made += share * self._drawn(name, like, cohort, back)
         return made
@@ -158,8 +184,14 @@ class Private(Codec):
         return cohort.normal(f"privacy {name}", *like.shape, round=cohort.round - back).to(like.device)
 
     def refusal(self, channel: Channel) -> str | None:
+        if channel.name == CHOICES and channel.epsilon is not None and self.trust == "nobody":
+            return None
         if channel.name == CHOICES:
-            return "a client's choice of a model tells of its data and gets no noise; take a method without clusters"
+            return (
+                "a client's choice of a model tells of its data and gets no noise; take a method without clusters, or "
+                "let choices be told by randomised response, where nobody is trusted: "
+                "ifca(epsilon=1)+dp(trust=nobody)"
+            )
         if channel.tensors:
             return (
                 "it leaves beside what is clipped and gets no noise; take a method, or a model, without it (instead of "

@@ -172,7 +172,7 @@ def _bounds(origin: Origin, allowed: Allowed) -> Iterator[str]:
     wire = origin.method.wire
     stages = [*wire, *(one for stage in wire for one in getattr(stage, "stages", ()))]
     found = [one.norm for one in stages if isinstance(one, Clip)]
-    found += [math.inf if one.quantile is not None else one.clip for one in stages if isinstance(one, Private)]
+    found += [_longest(one, origin) for one in stages if isinstance(one, Private)]
     steps = [item.before for item in origin.method.schedule if isinstance(item, Phase)]
     found += [one.clip for one in steps if isinstance(one, PerExample)]
     if not found:
@@ -180,6 +180,14 @@ def _bounds(origin: Origin, allowed: Allowed) -> Iterator[str]:
     elif min(found) > allowed.clip:
         what = "a quantile of the clients' norms, however large" if min(found) == math.inf else f"{min(found):g}"
         yield f"the plan bounds a client's upload by {what}, and {ceiling}"
+
+
+def _longest(stage: Private, origin: Origin) -> float:
+    """The longest upload that a stage of privacy lets through."""
+    if stage.quantile is not None:
+        return math.inf
+    size = origin.plan.size if stage.mechanism == "duchi" and isinstance(origin.plan, Plan) else 1
+    return stage.clip * math.sqrt(size)
 
 
 def _spent(origin: Origin, rounds: int, allowed: Allowed, cache: Path | None) -> Iterator[str]:

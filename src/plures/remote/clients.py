@@ -161,6 +161,7 @@ class Remote:
 
     alone = True
     apart = True
+    entropy = None
 
     def __init__(
         self,

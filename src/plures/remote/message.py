@@ -19,7 +19,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.texts import visible
 
-PROTOCOL = 6
+PROTOCOL = 7
 HEADER = "plures"
 MAX_HEADER_BYTES = 16 * 2**20
 """Largest header that is read, in bytes."""

@@ -41,6 +41,7 @@ class Pending:
     Attributes:
         round, attempt: number of rounds finished, and of the attempt.
         signed: by client that was asked for its upload or dealt shares: its signed keys.
+        dealt: by dealer and receiver, by name: what it dealt, with digests of the shares.
         replies: what the clients answered whose uploads are in the sum, by position.
         left: clients that are left out, and why.
         revealed: what they have revealed so far, by position.
@@ -49,6 +50,7 @@ class Pending:
     round: int
     attempt: int
     signed: Mapping[int, str]
+    dealt: Mapping[str, Mapping[str, str]]
     replies: Mapping[int, tuple[Reply, Tensors]]
     left: dict[str, str]
     revealed: dict[int, Revealed] = field(default_factory=dict)
@@ -139,7 +141,8 @@ class Sums:
             except PluresError as error:
                 left[names[client]] = str(error)
         enough(replies, "did their work")
-        self._pending = Pending(run.round, order.attempt, {i: signed[i] for i in dealt}, replies, left)
+        sealed = {names[client]: shares for client, shares in dealt.items()}
+        self._pending = Pending(run.round, order.attempt, {i: signed[i] for i in dealt}, sealed, replies, left)
         self._write(run)
         return self._pending
 
@@ -149,7 +152,7 @@ class Sums:
         Raises:
             TooFewError: if too few reveal shares; those that have are not asked again.
         """
-        from plures.secure import remaining
+        from plures.secure import DealtError, remaining
 
         pending, names, threshold = (
             self.pending(run),
@@ -163,7 +166,9 @@ class Sums:
         gone = {names[client] for client in pending.signed} - {*everybody}
         for client, (reply, _) in found.items():
             try:
-                pending.revealed[client] = self._opened(run, reply, {*everybody}, gone)
+                said = self._opened(run, reply, {*everybody}, gone)
+                self._insist(run, pending, client, said)
+                pending.revealed[client] = said
             except PluresError as error:
                 left[names[client]] = str(error)
                 log.warning("round %d: client %r: %s", run.round, names[client], error)
@@ -176,7 +181,14 @@ class Sums:
         publics = {client + 1: self._public(run, pending, client) for client in pending.signed}
         revealed = {client + 1: shares for client, shares in pending.revealed.items()}
         dealt, arrived = [client + 1 for client in pending.signed], [client + 1 for client in came]
-        words = remaining(publics, dealt, arrived, revealed, threshold, joined(like).shape[1])
+        try:
+            words = remaining(publics, dealt, arrived, revealed, threshold, joined(like).shape[1])
+        except DealtError as error:
+            name = names[error.member - 1]
+            raise PluresError(
+                f"round {run.round + 1}: the shares that client {name!r} dealt in a secure sum do not fit together, so "
+                "its masks stay in the sum, and nothing can be opened: start a new run without it"
+            ) from error
         return parted(torch.from_numpy(words.view("int32")).unsqueeze(0).to(run.device), like)
 
     def _opened(self, run: Coordinator[Any], reply: Reply, came: set[str], gone: set[str]) -> Revealed:
@@ -196,6 +208,25 @@ class Sums:
         )
         return Revealed(own, keys)
 
+    def _insist(self, run: Coordinator[Any], pending: Pending, client: int, said: Revealed) -> None:
+        """Refuse shares that are not those that the client was dealt, by the dealers' digests.
+
+        Raises:
+            PluresError: it names the client, and whose share it is.
+        """
+        from plures.secure import faithful
+
+        place = run.setting.index
+        boxes = {
+            place(by) + 1: {place(to) + 1: bytes.fromhex(box) for to, box in some.items()}
+            for by, some in pending.dealt.items()
+        }
+        dealer = faithful(client + 1, said, boxes)
+        if dealer is not None:
+            raise PluresError(
+                f"it revealed a share that is not the one that client {run.setting.clients[dealer - 1]!r} dealt to it"
+            )
+
     def _public(self, run: Coordinator[Any], pending: Pending, client: int) -> Public:
         order = Order(run=self.run_id, request="keys", round=pending.round, attempt=pending.attempt)
         assert self.notary is not None
@@ -212,6 +243,7 @@ class Sums:
             "run": self.run_id,
             "round": one.round,
             "attempt": one.attempt,
+            "dealt": one.dealt,
             "signed": {names[client]: envelope for client, envelope in one.signed.items()},
             "replies": {names[client]: reply.model_dump_json() for client, (reply, _) in one.replies.items()},
             "left": one.left,
@@ -236,6 +268,7 @@ class Sums:
             about["round"],
             about["attempt"],
             {place(name): envelope for name, envelope in about["signed"].items()},
+            about["dealt"],
             {client: (reply, held.get(client, {})) for client, reply in sorted(replies.items())},
             about["left"],
         )

@@ -158,6 +158,7 @@ class Clients(Protocol):
     Attributes:
         alone: whether each client chooses among the models of a share itself, if the share allows it.
         apart: whether they are elsewhere and keep what they received, so that they can be sent what has changed.
+        entropy: random bytes that only the client knows, at its site; ``None`` in a simulation, and at the server.
     """
 
     @property
@@ -165,6 +166,9 @@ class Clients(Protocol):
 
     @property
     def apart(self) -> bool: ...
+
+    @property
+    def entropy(self) -> Entropy | None: ...
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         """Leaves of individual clients that come back with the answers, for the coordinator to keep between rounds."""
@@ -359,7 +363,8 @@ class Coordinator(Generic[C]):
     def choose(self, wanted: list[int]) -> dict[str, BlockState]:
         """Decide before a round which rows of every block the clients receive."""
         who = torch.tensor(wanted, dtype=torch.int64)
-        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key)
+        entropy = self.clients.entropy
+        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key, entropy=entropy)
         chosen = {}
         for block in self.served():
             share, kept = block.share, self.server[block.name]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.method import (
     Batch,
@@ -57,6 +58,11 @@ class Local:
         self.crew = Crew(engine)
         self.bare = False
         self._members: tuple[int, Members] | None = None
+
+    @property
+    def entropy(self) -> Entropy | None:
+        """Random bytes of the only client, at its site."""
+        return self.engine.entropy
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return stored_leaves(bound)

@@ -140,7 +140,8 @@ class Run(Deployed):
     def deployed(self, clients: list[int]) -> Stack:
         """What some clients predict with: one slot with the personal model, or their whole state if it is composed.
 
-        Clients that have not taken part yet have nothing of their own. From the first round on they are served as
+        Clients that have not taken part yet have nothing of their own, nor have those that told a random choice of a
+        model and keep nothing. From the first round on they are served as
         newcomers (:func:`~plures.run.onboard.onboard`); what is stored for them does not change.
         """
         anew = self._anew(clients)
@@ -160,6 +161,8 @@ class Run(Deployed):
         )
         if alike or not self.round or self.trained_with is not None:
             return torch.zeros(len(clients), dtype=torch.bool)
+        if not self.stored_leaves() and any(block.share.epsilon is not None for block in self.bound.blocks):
+            return torch.ones(len(clients), dtype=torch.bool)  # it predicts with its best model, not with the one told
         return self.last[clients] == 0
 
     def serve(self, clients: list[int]) -> None:

@@ -10,9 +10,21 @@ Over sites, its messages are those of :mod:`plures.remote`: ``masks.py`` is a si
 The stage that makes whole numbers of an upload is :class:`plures.codecs.SecureSum`.
 """
 
-from plures.secure.gather import remaining
+from plures.secure.gather import DealtError, faithful, remaining
 from plures.secure.member import SHARE, Member, Public, Revealed, entropy
 from plures.secure.shamir import recover, split
 from plures.secure.simulated import Members
 
-__all__ = ["SHARE", "Member", "Members", "Public", "Revealed", "entropy", "recover", "remaining", "split"]
+__all__ = [
+    "SHARE",
+    "DealtError",
+    "Member",
+    "Members",
+    "Public",
+    "Revealed",
+    "entropy",
+    "faithful",
+    "recover",
+    "remaining",
+    "split",
+]

@@ -7,8 +7,35 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from plures.errors import PluresError
-from plures.secure.member import SECRET, Public, Revealed, Words, pair, stream
+from plures.secure.member import SECRET, Public, Revealed, Words, commitments, digest, pair, public_of, stream
 from plures.secure.shamir import recover
+
+
+class DealtError(PluresError):
+    """A member dealt shares of which no secret can be made, so its masks stay in the sum.
+
+    Attributes:
+        member: its number.
+    """
+
+    def __init__(self, member: int) -> None:
+        super().__init__(f"a secure sum: the shares that member {member} dealt do not fit together: there is no sum")
+        self.member = member
+
+
+def faithful(by: int, said: Revealed, dealt: Mapping[int, Mapping[int, bytes]]) -> int | None:
+    """The first member of whom another one revealed a share that is not the one it was dealt; ``None`` if all are.
+
+    Args:
+        by: who revealed.
+        said: what it revealed.
+        dealt: by dealer and receiver, the sealed boxes, with the digests of what is in them.
+    """
+    for kind, shares in enumerate((said.keys, said.own)):
+        for dealer, share in shares.items():
+            if dealer != by and digest(share) != commitments(dealt[dealer][by])[kind]:
+                return dealer
+    return None
 
 
 def remaining(
@@ -31,23 +58,28 @@ def remaining(
 
     Raises:
         PluresError: if too few have revealed their shares: there is no sum then.
+        DealtError: if those of one member do not fit together. The shares must be those that were dealt
+            (:func:`faithful`).
     """
     if len(came) < threshold or len(revealed) < threshold:
         least = min(len(came), len(revealed))
         raise PluresError(f"a secure sum: {least} clients stayed to the end, and {threshold} must: there is no sum")
-    chosen = sorted(revealed)[:threshold]
     masks = np.zeros(count, dtype=np.uint32)
     for member in came:
-        masks += stream(_secret({by: revealed[by].own[member] for by in chosen}), count)
+        masks += stream(_secret(member, {by: said.own[member] for by, said in revealed.items()}, threshold), count)
     for member in set(dealt) - set(came):
-        secret = _secret({by: revealed[by].keys[member] for by in chosen})
+        secret = _secret(member, {by: said.keys[member] for by, said in revealed.items()}, threshold)
+        if public_of(secret) != publics[member].mask:
+            raise DealtError(member)
         for other in came:
             masks -= pair(secret, member, publics[other].mask, other, count)
     return masks
 
 
-def _secret(shares: Mapping[int, int]) -> bytes:
-    try:
-        return recover(shares).to_bytes(SECRET)
-    except OverflowError as error:
-        raise PluresError("a secure sum: shares do not fit together: there is no sum") from error
+def _secret(member: int, shares: Mapping[int, int], threshold: int) -> bytes:
+    """The secret that a member dealt, by the first shares and by the last, which together are all."""
+    places = sorted(shares)
+    first, last = (recover({by: shares[by] for by in some}) for some in (places[:threshold], places[-threshold:]))
+    if first != last or first >> 8 * SECRET:
+        raise DealtError(member)
+    return first.to_bytes(SECRET)

@@ -26,6 +26,8 @@ Entropy = Callable[[int], bytes]
 """``entropy(n)``: ``n`` random bytes."""
 SECRET, SHARE = 32, 66
 """Bytes of a secret, and of a share of one."""
+DIGEST = 32
+"""Bytes of the digest of a share."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Member:
                 two halves for different things.
 
         Returns:
-            By member, what only that member can read.
+            By member, what only that member can read, behind the digests of the two shares in it
+            (:func:`commitments`), by which the server knows later whether they are the ones that are revealed.
 
         Raises:
             PluresError: if there are too few members, two have the same keys, or this one's are not its own.
@@ -113,7 +116,9 @@ class Member:
         for other in places:
             if other != self.me:
                 nonce, text = self._entropy(12), keys[other].to_bytes(SHARE) + seeds[other].to_bytes(SHARE)
-                sealed[other] = nonce + self._box(other).encrypt(nonce, text, self._route(self.me, other))
+                digests = digest(keys[other]) + digest(seeds[other])
+                route = self._route(self.me, other) + digests
+                sealed[other] = digests + nonce + self._box(other).encrypt(nonce, text, route)
         return sealed
 
     def masked(self, words: Words, sealed: Mapping[int, bytes]) -> Words:
@@ -125,15 +130,20 @@ class Member:
                 masks with them.
 
         Raises:
-            PluresError: if too few dealt, or something was sealed by somebody else.
+            PluresError: if too few dealt, something was sealed by somebody else, or a member dealt shares whose digests
+                are others.
         """
         self._next("masked", "reveal")
         for other, box in sealed.items():
+            digests, box = box[: 2 * DIGEST], box[2 * DIGEST :]
             try:
-                text = self._box(other).decrypt(box[:12], box[12:], self._route(other, self.me))
+                text = self._box(other).decrypt(box[:12], box[12:], self._route(other, self.me) + digests)
             except (InvalidTag, ValueError, KeyError) as error:
                 raise PluresError(f"a secure sum: what member {other} dealt was changed on its way") from error
-            self._held[other] = int.from_bytes(text[:SHARE]), int.from_bytes(text[SHARE:])
+            key, seed = int.from_bytes(text[:SHARE]), int.from_bytes(text[SHARE:])
+            if digests != digest(key) + digest(seed):
+                raise PluresError(f"a secure sum: member {other} dealt other shares than the digests beside them say")
+            self._held[other] = key, seed
         if len(self._held) < self._threshold:
             raise PluresError(
                 f"a secure sum: {len(self._held)} clients dealt shares, and {self._threshold} must: nothing is sent"
@@ -178,6 +188,16 @@ class Member:
         return f"{sender}>{receiver}".encode()
 
 
+def digest(share: int) -> bytes:
+    """What a dealer says of a share in the clear. A share is one of 2^521 numbers, so it stays hidden."""
+    return hashlib.sha256(b"plures share" + share.to_bytes(SHARE)).digest()
+
+
+def commitments(box: bytes) -> tuple[bytes, bytes]:
+    """The digests of the two shares in a sealed box: of the key for masks, and of the own mask's seed."""
+    return box[:DIGEST], box[DIGEST : 2 * DIGEST]
+
+
 def entropy(seed: str) -> Entropy:
     """Bytes that follow from a seed, new ones in every call."""
     calls = iter(range(2**62))
@@ -186,6 +206,11 @@ def entropy(seed: str) -> Entropy:
         return hashlib.shake_256(f"{seed}/{next(calls)}".encode()).digest(count)
 
     return drawn
+
+
+def public_of(secret: bytes) -> bytes:
+    """The public key of a secret one."""
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
 def agreed(secret: bytes, public: bytes, purpose: bytes) -> bytes:

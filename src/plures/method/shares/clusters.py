@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.method.response import Response, response
 from plures.method.setting import Setting
 from plures.method.shares.share import BlockState, Cohort, Probe, Share, Shared, blended, flatten, unflatten
 from plures.models import Leaves
@@ -29,6 +30,11 @@ class Grouping:
     individual: ClassVar[bool] = False
     probes: ClassVar[bool] = False
     every: ClassVar[bool] = False
+
+    @property
+    def told(self) -> float | None:
+        """Epsilon of a choice that a client tells by randomised response; ``None`` for the true one."""
+        return None
 
     def start(self, clusters: int, setting: Setting) -> Tensor:
         """Membership before the first round, ``(population,)``."""
@@ -76,14 +82,24 @@ class LowestLoss(Grouping):
 
     Attributes:
         margin: relative improvement needed for a client to move; 0 is the paper's rule.
+        epsilon: of each choice, which is then told by randomised response
+            (:class:`~plures.method.response.Response`): a client trains the model that it told, and predicts with the
+            best one, if it keeps nothing of its own. ``None`` tells the true one.
     """
 
     margin: float = 0.0
+    epsilon: float | None = None
     every: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin < 1:
             raise PluresError(f"margin={self.margin}: give a relative improvement of at least 0 and below 1")
+        if self.epsilon is not None:
+            Response(self.epsilon, 2)
+
+    @property
+    def told(self) -> float | None:
+        return self.epsilon
 
     def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         clients = cohort.clients.tolist()
@@ -91,7 +107,10 @@ class LowestLoss(Grouping):
         best, now = losses.argmin(0), kept.extra[MEMBERSHIP][clients]
         own = losses.gather(0, now.unsqueeze(0)).squeeze(0)
         stays = cohort.visited[clients].cpu() & (losses.min(0).values >= (1 - self.margin) * own)
-        return moved(kept, cohort.clients, torch.where(stays & (self.margin > 0), now, best))
+        chosen = torch.where(stays & (self.margin > 0), now, best)
+        if self.epsilon is not None and len(losses) > 1:
+            chosen = response(chosen, Response(self.epsilon, len(losses)), cohort.coins("choice"))
+        return moved(kept, cohort.clients, chosen)
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,10 @@ class Clustered(Share):
     @property
     def alone(self) -> bool:
         return self.grouping.every
+
+    @property
+    def epsilon(self) -> float | None:
+        return self.grouping.told
 
     def chose(self, kept: BlockState, clients: Tensor, rows: Tensor) -> BlockState:
         return moved(kept, clients, rows)

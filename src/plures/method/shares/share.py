@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
-from plures.entropy import Entropy, normal, normal_of
+from plures.entropy import Entropy, normal, normal_of, uniform
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.tree import fixed, parameters
@@ -70,6 +70,7 @@ class Cohort:
         received: ``(models, d)`` what was sent out of each row in use, in increasing order of rows, as such vectors.
         hidden: random bytes that only the server knows, by name and round: ``hidden(name, round)``; ``None`` in a
             simulation, where everything follows from the keys.
+        entropy: random bytes that only the client knows, at its site; ``None`` in a simulation.
     """
 
     round: int
@@ -84,6 +85,16 @@ class Cohort:
     received: Tensor | None = None
     sent: Leaves = field(default_factory=dict)
     hidden: Callable[[str, int], Entropy] | None = None
+    entropy: Entropy | None = None
+
+    def coins(self, name: str) -> Tensor:
+        """A random number in [0, 1) of each client of the cohort that nobody else knows, ``(cohort,)``.
+
+        In a simulation they follow from the seed.
+        """
+        if self.entropy is not None:
+            return uniform(self.entropy, len(self.clients))
+        return self.draw(name, len(self.setting))[self.clients]
 
     def normal(self, name: str, *shape: int, round: int | None = None) -> Tensor:
         """Standard normal numbers that nobody but the server knows, double, the same ones whenever they are asked for.
@@ -195,6 +206,11 @@ class Share:
     def alone(self) -> bool:
         """Whether every client itself chooses which of the rows that it receives it uses."""
         return False
+
+    @property
+    def epsilon(self) -> float | None:
+        """Epsilon of a choice that clients tell by randomised response; ``None`` if they tell the true one."""
+        return None
 
     def chose(self, kept: BlockState, clients: Tensor, rows: Tensor) -> BlockState:
         """What the server keeps after some clients have chosen."""
