@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from plures.run import Cosine, Execution, Run, Training
 from plures.run.capture import RECORDERS
 from plures.run.checkpoint import restore, snapshot
 from plures.run.kernels import factors
+from plures.run.machine import Machine
 from plures.run.memory import equal
 from plures.run.steps import Stacked
 from plures.run.tape import Tapes
@@ -204,3 +206,79 @@ def test_tf32_is_what_was_asked_for_and_afterwards_what_it_was(before):
 
 def test_a_cohort_is_divided_into_equal_stacks():
     assert [equal(200, most) for most in (0, 1, 99, 100, 199, 200, 5000)] == [1, 1, 67, 100, 100, 200, 200]
+
+
+def in_turn(begin: Callable[[Machine | None], list[Run]], machine: Machine | None) -> list[dict[str, Tensor]]:
+    """The states of runs that took three rounds, one after the other."""
+    found = []
+    for run in begin(machine):
+        for _ in range(3):
+            run.step()
+        found.append(snapshot(run))
+    return found
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("sizes", [[200, 60, 30, 10], [40] * 4])
+def test_runs_that_compute_the_same_share_recorded_steps_and_keep_their_bits(sizes, several):
+    """Other seeds and learning rates share them; other hyper-parameters do not."""
+    data, net = ragged(sizes), network()
+
+    def begin(machine: Machine | None) -> list[Run]:
+        execution = Execution("vmap", 4, False, "float64", capture=True)
+
+        def run(lr: float, seed: int, lam: float) -> Run:
+            training = Training(3, batch_size=8, optimizer=SGD(lr, momentum=0.9))
+            method = METHODS["ditto"](lam=lam)
+            return Run(data, net, method, training, execution=execution, seed=seed, machine=machine)
+
+        return [run(0.1, 0, 0.5), run(0.3, 0, 0.5), run(0.1, 1, 0.5), run(0.1, 1, 0.7)]
+
+    with pretended() as alone:
+        expected = in_turn(begin, None)
+    with pretended() as shared:
+        found = in_turn(begin, Machine(several=several))
+    for one, two in zip(found, expected, strict=True):
+        assert all(torch.equal(one[key], value) for key, value in two.items())
+    each = alone.recorded // 4  # a step of the shared and one of the personal model, which alone depends on lam
+    assert shared.recorded == each * (1 if several else 2) + each // 2
+
+
+def test_recorded_steps_are_given_up_with_their_examples(monkeypatch):
+    machine, method, net = Machine(), fedavg(), network()
+
+    def run(data: Federation) -> int:
+        execution = Execution("vmap", 4, False, "float64", capture=True)
+        Run(data, net, method, Training(3, batch_size=8), execution=execution, machine=machine).step()
+        return len(machine.recorded)
+
+    one, other = ragged([40] * 4), ragged([50] * 4)
+    assert [run(one), run(one), run(other)] == [1, 1, 1]
+    method = METHODS["ditto"]()
+    assert run(other) == 2, "the shared model is trained as in FedAvg"
+    monkeypatch.setattr("plures.run.machine.RECORDED", 0)
+    assert run(other) == 1
+
+
+def test_a_copy_of_a_run_records_steps_of_its_own():
+    net = network()
+
+    def begin() -> Run:
+        execution = Execution("vmap", 4, False, "float64", capture=True)
+        return Run(ragged([60, 40, 40, 20]), net, fedavg(), Training(3, batch_size=8), execution=execution)
+
+    run, same = begin(), begin()
+    run.step()
+    same.step()
+    other = copy.deepcopy(run)
+    for one in (run, other, same):
+        one.step()
+    for found in (run, other):
+        assert all(torch.equal(snapshot(found)[key], value) for key, value in snapshot(same).items())
+
+
+def test_threads_record_steps_of_their_own():
+    execution = Execution("vmap", 2, False, "float64", capture=True, threads=2)
+    machine = Machine()
+    Run(ragged([40] * 4), network(), fedavg(), Training(3, batch_size=8), execution=execution, machine=machine).step()
+    assert len(machine.recorded) == 2

@@ -449,6 +449,7 @@ class _Study:
             if tuned(entry)
         }
         self.trials = sum(trials.values()) if tune_rounds else 0
+        self.machine = replace(self.machine, several=self.trials > 0)
         self.total = (
             self.trials * tune_rounds + sum(entry.rounds or self.base.rounds for entry in entries.values()) * seeds
         )

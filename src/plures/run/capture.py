@@ -8,9 +8,10 @@ optimizer's memory, the batches of all steps, the next step's number and the rat
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -109,40 +110,108 @@ class Kind(NamedTuple):
     rate: float | None
 
 
+class Recordings:
+    """Recorded steps, and the memory that they read and write. Runs whose steps compute the same may share them.
+
+    Nothing is left in them by a visit, which loads all that its steps read.
+
+    Args:
+        recorder: records steps.
+        clients: the largest stack.
+        dtype: type of the losses.
+        smaller: whether to record steps of smaller stacks too.
+        several: whether several learning rates are expected, so that steps read theirs from the first on.
+        held: tensors that the steps read besides that memory, such as the examples.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        clients: int,
+        dtype: torch.dtype,
+        *,
+        smaller: bool,
+        several: bool = False,
+        held: Sequence[Tensor] = (),
+    ) -> None:
+        self._recorder, self._dtype, self._several, self.held = recorder, dtype, several, list(held)
+        self.sizes = sizes(clients, recorder.share) if smaller else [clients]
+        self._replays: dict[Kind, Callable[[int], None]] = {}
+        self._buffers: Buffers | None = None
+        self._rates = set[float]()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
+        """Steps are bound to their memory, so a copy begins without any."""
+        made = copy.copy(self)
+        made._recorder, made.held = copy.deepcopy((self._recorder, self.held), memo)
+        made._replays, made._buffers, made._rates = {}, None, set()
+        return made
+
+    def reads(self, examples: Sequence[Tensor]) -> bool:
+        """Whether the steps read these very tensors."""
+        return [id(one) for one in self.held] == [id(one) for one in examples]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the memory, in bytes."""
+        return 0 if self._buffers is None else self._buffers.nbytes
+
+    def replay(self, kind: Kind, times: int) -> None:
+        """Repeat a step that is recorded."""
+        self._replays[kind](times)
+
+    def prepared(
+        self, step: Step, part: Part, plan: Batches, kinds: list[Kind], keys: Tensor | None, rate: float
+    ) -> tuple[Buffers, list[Kind]]:
+        """Buffers loaded with the start of a visit, and the steps to replay; those not recorded yet are recorded."""
+        buffers = self._buffers
+        if buffers is None or not buffers.fit(part, plan):
+            self._replays.clear()
+            buffers = self._buffers = Buffers(part, plan, keys, self.sizes[0], self._dtype)
+        self._rates.add(rate)
+        fixed = rate if len(self._rates) == 1 and not self._several else None
+        self._replays = {kind: replay for kind, replay in self._replays.items() if kind.rate == fixed}
+        kinds = [kind._replace(rate=fixed) for kind in kinds]
+        new = [kind for kind in dict.fromkeys(kinds) if kind not in self._replays]
+        if new:
+            buffers.load(part, plan, keys, rate)
+        for kind in sorted(new, key=lambda kind: -kind.clients):
+            self._replays[kind] = self._recorder(work_of(step, buffers, kind))
+        buffers.load(part, plan, keys, rate)
+        return buffers, kinds
+
+
 class Captured:
-    """The steps of one phase for stacks of up to ``clients`` clients, each recorded when it is first needed.
+    """The steps of one phase of a run for stacks of clients, each recorded when it is first needed.
 
     Clients are sorted by decreasing number of steps. A client's values are read after its last step; what the stack
     computes for it later, while others still train, is never read, so nothing is masked. When enough of them are
     done, a step of a smaller stack takes over.
 
     Args:
-        recorder: records steps.
-        clients: the largest stack.
+        recordings: the recorded steps, possibly of earlier runs that compute the same.
         written: positions, in a part's ``rest``, of the leaves that steps change.
         dtype: type of the losses.
         visits: number of visits of a client to expect.
-        smaller: whether to record steps of smaller stacks too.
     """
 
-    def __init__(
-        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, visits: int, smaller: bool
-    ) -> None:
-        self._recorder, self._written, self._dtype = recorder, written, dtype
-        self._sizes = sizes(clients, recorder.share) if smaller else [clients]
-        self._replays: dict[Kind, Callable[[int], None]] = {}
-        self._buffers: Buffers | None = None
+    def __init__(self, recordings: Recordings, written: list[int], dtype: torch.dtype, *, visits: int) -> None:
+        self._recordings, self._written, self._dtype = recordings, written, dtype
+        self._known = set[Kind]()
         self._rates = set[float]()
         self._visits = visits
 
     def kinds(self, plan: Batches, rate: float) -> list[Kind]:
-        """What to replay for each step of a plan; unpadded if all clients have batches of the same size."""
+        """What to replay for each step of a plan; unpadded if all clients have batches of the same size.
+
+        This depends on the run's own visits alone, whoever recorded the steps.
+        """
         self._rates.add(rate)
         fixed = rate if len(self._rates) == 1 else None
-        self._replays = {kind: replay for kind, replay in self._replays.items() if kind.rate == fixed}
-        stacks = [min(size for size in self._sizes if size >= active) for active in plan.active]
+        self._known = {kind for kind in self._known if kind.rate == fixed}
+        stacks = [min(size for size in self._recordings.sizes if size >= active) for active in plan.active]
         widths = [even(counts[:, :active]) for counts, active in zip(plan.counts, plan.active, strict=True)]
-        known = {kind.widths for kind in self._replays if not kind.padded}
+        known = {kind.widths for kind in self._known if not kind.padded}
         wanted = {width for width in widths if width is not None}
         if None in widths or len(known | wanted) > max(WIDTHS, len(known)):
             full = (plan.rows.shape[3],) * plan.rows.shape[1]
@@ -175,32 +244,17 @@ class Captured:
         Raises:
             RuntimeError: if a step cannot be recorded. In that case nothing has been changed.
         """
-        buffers = self._prepared(step, part, plan, kinds, keys, rate)
+        self._known.update(kinds)
+        buffers, kinds = self._recordings.prepared(step, part, plan, kinds, keys, rate)
         losses = plan.rows.new_zeros(2, len(plan.steps), dtype=self._dtype)
         for first, last in alike(kinds, plan.active, buffers.steps):
             if first and first % buffers.steps == 0:
                 buffers.load_steps(plan, keys, first)
-            self._replays[kinds[first]](last - first)
+            self._recordings.replay(kinds[first], last - first)
             active, rest = plan.active[first], plan.active[last] if last < len(plan.active) else 0
             if rest < active:
                 buffers.unload(part, losses, slice(rest, active), self._written)
         return losses
-
-    def _prepared(
-        self, step: Step, part: Part, plan: Batches, kinds: list[Kind], keys: Tensor | None, rate: float
-    ) -> Buffers:
-        """Buffers loaded with the start of a visit; steps that are not recorded yet are recorded here."""
-        buffers = self._buffers
-        if buffers is None or not buffers.fit(part, plan):
-            self._replays.clear()
-            buffers = self._buffers = Buffers(part, plan, keys, self._sizes[0], self._dtype)
-        new = [kind for kind in dict.fromkeys(kinds) if kind not in self._replays]
-        if new:
-            buffers.load(part, plan, keys, rate)
-        for kind in sorted(new, key=lambda kind: -kind.clients):
-            self._replays[kind] = self._recorder(work_of(step, buffers, kind))
-        buffers.load(part, plan, keys, rate)
-        return buffers
 
 
 def work_of(step: Step, buffers: Buffers, kind: Kind) -> Callable[[], None]:
@@ -259,6 +313,12 @@ class Buffers:
         self.next = torch.zeros(1, dtype=torch.int64, device=device)
         self.number, self.rate = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         self.losses = torch.zeros(2, clients, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of this memory, in bytes."""
+        each = [*self.part[0], *self.part[1], *self.part[2], *(kept for some in self.part.memory for kept in some)]
+        return sum(leaf[:1].nbytes if leaf.stride(0) == 0 else leaf.nbytes for leaf in [*each, self.rows, self.counts])
 
     def first(self, clients: int) -> Part:
         """Views of the first clients' leaves."""

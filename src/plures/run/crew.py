@@ -76,7 +76,7 @@ class Crew:
         if self._process != os.getpid():
             self._process, count, whole = os.getpid(), self.engine.execution.threads, torch.get_num_threads()
             assert isinstance(count, int)
-            self._members = [Member(ThreadPoolExecutor(1), self.engine.twin()) for _ in range(count)]
+            self._members = [Member(ThreadPoolExecutor(1), self.engine.twin(n + 1)) for n in range(count)]
             for thread, _ in self._members:
                 thread.submit(torch.set_num_threads, max(1, whole // count)).result()
             torch.set_num_threads(whole)  # the default of threads that PyTorch meets later is the last one that was set

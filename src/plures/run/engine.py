@@ -21,7 +21,7 @@ from plures.method.optimizer import reach
 from plures.models import Leaves, Network, nested
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
-from plures.run.capture import RECORDERS, Recorder
+from plures.run.capture import RECORDERS, Recorder, Recordings
 from plures.run.execution import Execution
 from plures.run.kernels import few, kernels, thin
 from plures.run.machine import Machine
@@ -76,6 +76,7 @@ class Engine:
         self._client_keys = fold(seed, federation.names.keys)
         self._steps: dict[int, Steps] = {}
         self._recorder: Recorder | None = None
+        self._thread = 0
         self._check_linear()
         self.dtype = bound.network.dtype
         if federation.inputs.device.type == "cpu":
@@ -85,11 +86,19 @@ class Engine:
         if self.channels_last:
             bound.network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def twin(self) -> Engine:
+    def twin(self, thread: int) -> Engine:
         """An engine for another thread: it does the same with a copy of the network, and records steps of its own."""
         bound = copy.copy(self.bound)
         bound.network, bound.verdicts = copy.deepcopy(bound.network), {}
-        return Engine(bound, self.federation, self.training, self.execution, self.seed, self.machine, self.entropy)
+        made = Engine(bound, self.federation, self.training, self.execution, self.seed, self.machine, self.entropy)
+        made._thread = thread
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Steps are kept by the identity of their phase, so a copy begins without any."""
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update(copy.deepcopy({**vars(self), "_steps": {}, "_recorder": None}, memo))
+        return made
 
     def visit(
         self,
@@ -284,12 +293,16 @@ class Engine:
             self.training,
             compiler=self._compiled_step if self.execution.compile is True else None,
             recorder=self._recorder,
+            shared=self._recorded_steps if kind == "cpu" else None,
             clients=chunk,
             patches=self._patches,
         )
 
     def _compiled_step(self, computes: str, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
         return self.machine.compiled(self._computes(computes), make)
+
+    def _recorded_steps(self, computes: str, make: Callable[[bool], Recordings]) -> Recordings:
+        return self.machine.recordings(f"{self._computes(computes)} {self._thread}", make)
 
     def _computes(self, step: str) -> str:
         execution = self.execution

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from plures.run.capture import Recordings
 from plures.run.execution import Execution
 
 Step = Callable[..., Any]
 COMPILATION = 4.0
 """Expected seconds of a compilation, until one has been measured."""
+RECORDED = 1 << 28
+"""Largest number of bytes that the memory of recorded steps may take, apart from that of the latest ones."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Machine:
         timings: seconds of a round by execution, for each kind of work that was measured.
         paces: the paces of stacks among them, by capture and size, from which other sizes are estimated.
         steps: compiled steps by what they compute.
+        recorded: steps recorded on a CPU, by what they compute and read; the latest ones are last.
         compilations: seconds that each compilation of a step took.
         gains: time of a compiled step as a fraction of an uncompiled one, by network.
         rounds: total number of rounds that will use a run's steps, if more runs of its kind follow; ``None`` for the
             run's own rounds.
+        several: whether runs of the same kind follow that have other learning rates.
 
     Examples:
         >>> heart, machine = plures.load("heart"), plures.run.Machine()
@@ -39,9 +44,11 @@ class Machine:
     timings: dict[str, dict[Execution, float]] = field(default_factory=dict)
     paces: dict[str, dict[Any, dict[int, Any]]] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
+    recorded: dict[str, Recordings] = field(default_factory=dict)
     compilations: list[float] = field(default_factory=list)
     gains: dict[str, float] = field(default_factory=dict)
     rounds: int | None = None
+    several: bool = False
     sent: dict[str, Any] = field(default_factory=dict)
 
     def expecting(self, rounds: int) -> Machine:
@@ -49,9 +56,15 @@ class Machine:
         return replace(self, rounds=rounds)
 
     def portable(self) -> Machine:
-        """A copy for another process on the same machine: everything but the compiled steps and what was sent."""
+        """A copy for another process on the same machine: everything but the steps and what was sent."""
         timings = {kind: dict(found) for kind, found in self.timings.items()}
-        return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations), gains=dict(self.gains))
+        return Machine(
+            timings,
+            copy.deepcopy(self.paces),
+            compilations=list(self.compilations),
+            gains=dict(self.gains),
+            several=self.several,
+        )
 
     def learn(self, other: Machine) -> None:
         """Add measurements made by another process, for kinds of work that were not measured here."""
@@ -74,6 +87,23 @@ class Machine:
         if key not in self.steps:
             self.steps[key] = make()
         return self.steps[key]
+
+    def recordings(self, key: str, make: Callable[[bool], Recordings]) -> Recordings:
+        """The recorded steps for a key. Those that read other examples are given up, and the oldest if all are large.
+
+        Args:
+            key: everything that the steps depend on.
+            make: makes them, without any step yet; told whether other learning rates will follow.
+        """
+        found = self.recorded.pop(key, None) or make(self.several)
+        kept, size = {key: found}, 0
+        for other, one in reversed(self.recorded.items()):
+            size += one.nbytes
+            if size <= RECORDED and one.reads(found.held):
+                kept[other] = one
+        self.recorded.clear()
+        self.recorded.update(reversed(kept.items()))
+        return found
 
     @property
     def compilation(self) -> float:

@@ -31,7 +31,7 @@ from plures.method.state import Pass
 from plures.method.tree import detach
 from plures.models import Leaves, nested
 from plures.run.batches import Batches
-from plures.run.capture import Captured, Part, Recorder
+from plures.run.capture import Captured, Part, Recorder, Recordings
 from plures.run.facts import digest, facts
 from plures.run.padding import Example, Examples, PaddingTest, close, identity, mask
 from plures.run.training import Training
@@ -48,6 +48,9 @@ Doubled = tuple[Tensor, Tensor]
 """The other targets of examples that count for two, and the shares of the first ones."""
 Passes = dict[str, list[tuple[Pass, Batch]]]
 """For each slot, its last forward pass on each batch of a step, with that batch."""
+
+Sharing = Callable[[str, Callable[[bool], Recordings]], Recordings]
+"""``(key, make) -> recordings`` that runs share; ``make`` is told whether other learning rates will follow."""
 
 Gradients = tuple[Tensors, tuple[Tensor, Tensor], Changed]
 """Gradients of the trained leaves, task loss and objective, and followed leaves."""
@@ -312,6 +315,8 @@ class Stacked(Steps):
         compiler: returns the compiled step for a description of what it computes. A compiled step always runs on all
             clients of the chunk, with idle ones masked. ``None`` to compile nothing.
         recorder: records steps to replay them; ``None`` to run them one by one.
+        shared: returns the recorded steps for a description of what they compute and read, possibly of an earlier run;
+            ``None`` to record anew.
         clients: largest number of clients in a stack.
         patches: whether convolutions are products of patches, whose gradient is efficient only if it is mapped.
     """
@@ -325,18 +330,18 @@ class Stacked(Steps):
         *,
         compiler: Callable[[str, Callable[[], Callable[..., Tensor]]], Callable[..., Tensor]] | None = None,
         recorder: Recorder | None = None,
+        shared: Sharing | None = None,
         clients: int = 1,
         patches: bool = False,
     ) -> None:
         super().__init__(phase, bound, federation, training)
         self.compiler, self.patches = compiler, patches
         self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
-        written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
-        self.captured = (
-            None
-            if recorder is None
-            else Captured(recorder, clients, written, self.dtype, visits=training.rounds, smaller=compiler is None)
-        )
+        self.captured = None
+        if recorder is not None:
+            written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
+            recorded = self._recordings(recorder, shared, clients)
+            self.captured = Captured(recorded, written, self.dtype, visits=training.rounds)
         self.together: bool | None = None
         """Whether clients with different batches may step together; ``None`` until it is tested."""
 
@@ -436,6 +441,16 @@ class Stacked(Steps):
         y = torch.cat([one[1].flatten(0, 1) for one in made])
         known = [weight.flatten() for *_, weight in made if weight is not None]
         return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)
+
+    def _recordings(self, recorder: Recorder, shared: Sharing | None, clients: int) -> Recordings:
+        """The steps to record for stacks of up to a number of clients, possibly those that an earlier run recorded."""
+        held = [one for one in nested.ends(self.source) if isinstance(one, Tensor)]
+
+        def make(several: bool) -> Recordings:
+            smaller = self.compiler is None
+            return Recordings(recorder, clients, self.dtype, smaller=smaller, several=several, held=held)
+
+        return make(False) if shared is None else shared(f"{self.computes(clients)} {[id(one) for one in held]}", make)
 
     def _compiled(self, clients: int) -> Callable[..., Tensor]:
         """The compiled step for a number of clients, possibly from an earlier run that computes the same."""
