@@ -306,6 +306,20 @@ def test_examples_of_a_loss_that_compares_them_are_not_mixed():
         Run(federation, lambda: nn.Linear(3, 1), fedavg())
 
 
+def test_a_transform_of_torchvision_draws_by_the_key_in_the_loop() -> None:
+    """Each picture as torchvision changes it after its generator was seeded with the number of its key."""
+    library = pytest.importorskip("torchvision.transforms.v2")
+    change = library.Compose([library.RandomHorizontalFlip(), library.RandomRotation(30), library.RandomErasing()])
+    x = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found, _ = Each(change)(key(4), x, torch.zeros(4))  # type: ignore[misc]
+    for one, made, seed in zip(x, found, (key(4).bits() & 0x7FFFFFFF).tolist(), strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(made, change(one))
+    data = pictures().augmented(Each(change))
+    assert torch.equal(trained(data), trained(data))
+    assert torch.allclose(trained(data), trained(data, Execution("vmap", 3, False)), rtol=0, atol=1e-6)
+
+
 def test_a_transform_of_albumentations_draws_by_the_key() -> None:
     """Each picture as albumentations changes it after `set_random_seed` with the number of its key."""
     library = pytest.importorskip("albumentations")

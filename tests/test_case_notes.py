@@ -136,6 +136,10 @@ def test_what_was_kept_by_hand():
     ]
     assert verdict.startswith("At the end, Careful is better than Forgetful: gain 1.05 ±")
     assert kept([keeps, forgets])[2].startswith("At the end, Forgetful is no better than Careful")
+    once = [learned("Forgetful", [[1.0, 4.0], [3.0, 2.0]]), learned("Careful", [[1.0, 4.0], [1.0, 2.0]])]
+    assert "at the end 2.50 with one seed, mean over dry, wet (3.00, 2.00)" in kept(once)[0]
+    assert "forgetting 2.00 with one seed." in kept(once)[0]
+    assert kept(once)[2] == "At the end, one seed cannot tell whether Careful is better than Forgetful: gain 1.00."
 
 
 @pytest.mark.parametrize(("alarms", "expected"), [(0.0, 0.55), (0.34, 0.25)])

@@ -60,7 +60,7 @@ from plures.threat import Backdoor, Column, Patch, SignFlip, Threat
 
 ALONE = plures.Execution("loop", 1, False, "float32")
 ABSTRACT = {
-    *("Task", "augment.Part", "federation.build.Frame", "federation.build.Options", "method.Codec", "method.Grouping"),
+    *("Task", "augment.Part", "federation.build.Options", "method.Codec", "method.Grouping"),
     *("method.Optimizer", "method.Reducer", "method.Server", "method.Share", "run.Participation", "tables.Draft"),
     *("track.Tracker", "robust.Robust", "hardware.FleetRule", "run.Threatening", "threat.Attack", "threat.Poison"),
     "threat.Trigger",

@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 import plures
+from plures import from_table
 from plures.cli import app
 from plures.cli.common import Terminal, say
 from plures.cli.models import predictions, read_examples
@@ -26,7 +27,7 @@ from plures.deploy.journal import Journal
 from plures.errors import PluresError
 from plures.evaluate import finish, fit
 from plures.evaluate.spec import RunSpec
-from plures.federation import Federation, from_arrays, from_frame
+from plures.federation import Federation, from_arrays
 from plures.files import filed
 from plures.methods import fedavg
 from plures.report import console_table, markdown_table
@@ -81,7 +82,7 @@ def everything(folder: Path) -> set[Path]:
         ("column", lambda name: arrays(("a", "b"), columns=("age", name, "sex"))),
         ("metadata column", lambda name: arrays(("a", "b"), metadata={name: {"a": 1, "b": 2}})),
         ("client", lambda name: replace(arrays(("a",)), clients=(name,))),
-        ("client", lambda name: from_frame({"who": ["b", name] * 9, "x": X, "y": Y}, client="who", target="y")),
+        ("client", lambda name: from_table({"c": ["b", name] * 9, "x": [1, 2, 3] * 6, "y": Y}, client="c", target="y")),
     ],
 )  # fmt: skip
 def test_a_name_that_would_be_obeyed_is_refused_with_what_it_names(

@@ -18,7 +18,8 @@ import plures
 from plures.cli import app
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit, score
-from plures.federation import Federation, from_arrays, from_frame
+from plures.federation import Federation, from_arrays
+from plures.federation.build import by_content
 from plures.method import SGD
 from plures.methods import ditto, fedavg, fedem, knnper
 from plures.run import Execution, Run, Training, onboard
@@ -41,6 +42,7 @@ TABLE: dict[str, Any] = {
     "site": np.array(["a", "b", "c"]).repeat(ROWS // 3),
     "sick": GENERATOR.integers(0, 2, ROWS),
 }
+INPUTS = ("age", "sex", "smokes", "ward", "weight")
 NEW = {
     "weight": ["61.5", "80"],
     "ward": ["north", None],
@@ -51,8 +53,8 @@ NEW = {
 
 
 def people(**options: Any) -> Federation:
-    options = {"missing": "impute", "standardize": True, **options}
-    return from_frame(TABLE, target="sick", client="site", drop=["note"], name="people", **options)
+    options = {"missing": "impute", "standardize": True, "seed": 1, **options}
+    return by_content(TABLE, target="sick", client="site", features=INPUTS, name="people", **options)
 
 
 def made(out: Path, federation: Federation) -> RunFolder:
@@ -115,7 +117,7 @@ def test_what_the_data_cannot_explain_is_refused(change, words):
 
 def test_a_table_without_imputation_refuses_a_missing_number_by_name():
     whole = {"age": AGE, "site": TABLE["site"], "sick": TABLE["sick"], "code": np.arange(ROWS) % 3}
-    federation = from_frame(whole, target="sick", client="site", categories=["code"], features=["code", "age"])
+    federation = by_content(whole, target="sick", client="site", categories=["code"], features=["code", "age"])
     assert torch.equal(federation.scaled({"age": [30], "code": ["2.0"]}), torch.tensor([[0.0, 0.0, 1.0, 30.0]]))
     with pytest.raises(PluresError, match="column 'age', row 2: a missing value"):
         federation.scaled({"age": [30, None], "code": [1, 2]})
@@ -140,7 +142,7 @@ def test_run_published_model_and_endpoint_predict_the_same_of_a_table(tmp_path):
     wanted = network.forward(stack, by_hand(federation).unsqueeze(0), {})[0]
     torch.testing.assert_close(outputs, wanted, rtol=1e-5, atol=1e-5)
     run = Run(federation, kept.spec().network(federation), fedavg(), Training(rounds=2, batch_size=8), execution=FAST)
-    fit(run, "fedavg")
+    finish(fit(run, "fedavg"), 0)
     PersonalModel.of(run, "b", kept.spec()).save(tmp_path / "published")
     model = PersonalModel.load(tmp_path / "published")
     torch.testing.assert_close(model.predict(NEW)[0], outputs, rtol=1e-6, atol=1e-6)
@@ -236,7 +238,7 @@ def test_newcomers_are_prepared_as_the_run_was():
     run = Run(federation, nn.Linear(11, 2), fedavg(), Training(rounds=1), execution=FAST)
     some = [i for i in range(ROWS) if TABLE["sex"][i] == "f" and TABLE["ward"][i] != "west"]
     table = {name: cells[some] for name, cells in TABLE.items()} | {"site": np.array(["z"]).repeat(len(some))}
-    fresh = from_frame(table, target="sick", client="site", drop=["note"], missing="impute", name="people")
+    fresh = by_content(table, target="sick", client="site", features=INPUTS, missing="impute", name="people")
     assert fresh.features != federation.features
     there = rescaled(run, fresh)
     torch.testing.assert_close(there.inputs, federation.inputs[some], rtol=0, atol=1e-6)
@@ -244,7 +246,7 @@ def test_newcomers_are_prepared_as_the_run_was():
     with pytest.raises(PluresError, match="examples have shape"):
         onboard(run, fresh)
     table |= {"sex": np.array(["x"]).repeat(len(some))}
-    odd = from_frame(table, target="sick", client="site", drop=["note"], missing="impute")
+    odd = by_content(table, target="sick", client="site", features=INPUTS, missing="impute")
     with pytest.raises(PluresError, match="column 'sex', row 1: 'x' did not occur in the run's data"):
         rescaled(run, odd)
 

@@ -26,6 +26,26 @@ DATE = re.compile(
 )
 
 
+class Lines(dict[str, list[Any]]):
+    """A table from a text file: column -> cells.
+
+    Attributes:
+        lines: where each row begins in the file, as an editor counts its lines; the header is line 1.
+    """
+
+    lines: Sequence[int] = ()
+
+
+def place(row: int, lines: Sequence[int] | None = None) -> str:
+    """Where a row of a table is, as text: its line in the file that it comes from, or its number, from 1.
+
+    Args:
+        row: its position, from 0.
+        lines: the line of each row, if the table comes from a text file.
+    """
+    return f"line {lines[row]}" if lines else f"row {row + 1}"
+
+
 def absent(cells: Sequence[Any]) -> NDArray[np.bool_]:
     """Which cells are missing, ``(n,)``: None, NaN, empty, or what pandas or NumPy writes for a missing value."""
     return np.array([_gone(cell) for cell in cells], dtype=bool)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from plures import from_table
 from plures.deploy.agreement import readable
 from plures.deploy.plan import read_toml
 from plures.errors import PluresError
-from plures.federation import from_frame
 from plures.study import read_study
 
 TEXTS = ("x = " + "9" * 5000, "x = " + "[" * 5000 + "]" * 5000, "x = {a = " * 2000)
@@ -29,7 +29,7 @@ def test_numbers_without_end_and_lists_without_ground_are_refused(tmp_path: Path
 
 def test_a_number_beyond_all_floats_is_no_finite_number() -> None:
     ages = {"age": [40 + i % 10 for i in range(20)], "y": ["a", "b"] * 10, "site": ["p"] * 10 + ["q"] * 10}
-    made = from_frame(ages, client="site", target="y")
-    with pytest.raises(PluresError, match=r"column 'age', row 1: .* is not a finite number"):
+    made = from_table(ages, client="site", target="y")
+    with pytest.raises(PluresError, match=r"column 'age', row 1: .* is not a number"):
         made.encoded({"age": [10**400]})
     assert torch.equal(made.encoded({"age": [50]}), torch.tensor([[50.0]], dtype=made.inputs.dtype))

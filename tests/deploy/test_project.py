@@ -116,7 +116,7 @@ def test_check_says_what_is_wrong_and_fails(tmp_path: Path) -> None:
     done = call("check", file)
     assert done.exit_code == 1
     assert "age" in done.output
-    assert "row 7" in done.output
+    assert "line 8" in done.output
     file.write_text(file.read_text().replace("va.csv", "cleveland.csv"))
     done = call("check", file, "--federation", plan_with(tmp_path, "scaffold"))
     assert done.exit_code == 1

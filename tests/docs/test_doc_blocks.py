@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,6 +54,9 @@ ELSEWHERE = {
 
 Programs for ExecuTorch are made by ``test_step.py``, with an extra.
 """
+
+FOREIGN = ("torchvision", "albumentations")
+"""Packages that no extra installs: without them, a block that imports one is compiled and not run."""
 
 SMALLER = [
     (r"\brounds=\d+", "rounds=1"),
@@ -144,7 +148,11 @@ def run_all(text: str, name: str) -> dict[str, object]:
     names = {"__name__": "__main__"}
     for number, (language, block) in enumerate(FENCE.findall(text), 1):
         if language == "python":
-            exec(compile(smaller(block), f"{name} block {number}", "exec"), names)
+            code = compile(smaller(block), f"{name} block {number}", "exec")
+            if all(
+                find_spec(needed) for needed in FOREIGN if re.search(rf"^(import|from) {needed}\b", block, re.MULTILINE)
+            ):
+                exec(code, names)
         elif language == "sh":
             for words in commands(smaller(block)):
                 run(words)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plures.errors import PluresError, PluresWarning
-from plures.federation import SPLITS, Federation, SplitRule, from_arrays, from_dataset, from_folder, from_frame
+from plures.federation import SPLITS, Federation, SplitRule, from_arrays, from_dataset, from_folder
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (90, 4))
@@ -45,47 +45,6 @@ def test_every_source_gives_the_same_federation(tmp_path: Path):
 def test_a_federation_restricted_to_a_client_splits_it_alike():
     whole, alone = from_arrays(X, Y, CLIENT), from_arrays(X[30:60], Y[30:60], CLIENT[30:60], classes="012")
     same(whole.subset(["b"]), Federation(**{**vars(alone), "task": whole.task}))
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars", "numpy"])
-def test_frames(library: str):
-    cells = {
-        "hospital": CLIENT,
-        "age": X[:, 0],
-        "dose": np.where(np.arange(90) == 5, np.nan, X[:, 1]),
-        "sex": np.array(["f", "m", None] * 30, dtype=object),
-        "ill": np.array(["no", "yes", "no"] * 30),
-        "day": np.arange(90),
-    }
-    frame = cells if library == "numpy" else pytest.importorskip(library).DataFrame(cells)
-    f = from_frame(frame, target="ill", client="hospital", time="day", missing="impute", split=SplitRule(by="time"))
-    assert f.columns == ("age", "dose", "sex=f", "sex=m", "sex is missing", "dose is missing")
-    assert f.task.classes == ("no", "yes")
-    assert f.metadata["missing values"] == (11, 10, 10)
-    np.testing.assert_allclose(f.inputs[:, 0].numpy(), X[:, 0], rtol=1e-6)
-    assert f.inputs[:3, 2:5].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    assert f.inputs[:, 5].nonzero().flatten().tolist() == [5]
-    assert f.splits["train"][1].tolist() == list(range(30, 48))
-
-
-def test_pandas_categories_and_nullable_numbers():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"c": CLIENT, "y": Y, "n": pandas.array([1, None, 3] * 30, dtype="Int64")})
-    frame["note"] = np.array(["s", pandas.NA, "t"] * 30, dtype=object)
-    frame["kind"] = pandas.Categorical(["x", "y", "x"] * 30, categories=["y", "x", "never"])
-    f = from_frame(frame, target="y", client="c", missing="impute")
-    assert f.columns == ("n", "note=s", "note=t", "note is missing", "kind=x", "kind=y", "n is missing")
-    numbers = f.inputs[:, 0].view(30, 3)
-    assert set(numbers[:, 0].tolist()) == {1.0}
-    assert set(numbers[:, 2].tolist()) == {3.0}
-    assert f.inputs[:, -1].view(30, 3)[:, 1].eq(1).all()
-
-
-def test_several_regression_targets():
-    frame = {"c": CLIENT, "u": X[:, 0], "v": X[:, 1], "w": X[:, 2]}
-    f = from_frame(frame, target=["u", "v"], client="c")
-    assert (f.task.kind, f.task.outputs, f.targets.dtype) == ("regression", 2, torch.float32)
-    np.testing.assert_allclose(f.targets.numpy(), X[:, :2], rtol=1e-6)
 
 
 def test_scaling_uses_train_rows_only():
@@ -193,20 +152,6 @@ def poisoned(value: float) -> np.ndarray:
 def test_bad_data_is_named(arguments: tuple, options: dict, message: str):
     with pytest.raises(PluresError, match=message):
         from_arrays(*arguments, **options)
-
-
-def test_bad_tables_are_named():
-    frame = {"c": CLIENT, "y": Y, "k": np.array(["u", None, "w"] * 30, dtype=object)}
-    with pytest.raises(PluresError, match="no column 'hospital' in the table; its columns are c, y, k"):
-        from_frame(frame, target="y", client="hospital")
-    with pytest.raises(PluresError, match=r"column 'k', row 1: a missing value"):
-        from_frame(frame, target="y", client="c")
-    with pytest.raises(PluresError, match="no feature column"):
-        from_frame({"c": CLIENT, "y": Y}, target="y", client="c")
-    dates = np.datetime64("2020-01-01") + np.arange(90)
-    with pytest.raises(PluresError, match="column 'day' holds dates"):
-        from_frame({"c": CLIENT, "y": Y, "day": dates}, target="y", client="c")
-    from_frame({**frame, "day": dates}, target="y", client="c", time="day", features=["y"], split=SplitRule(by="time"))
 
 
 def test_bad_datasets_and_folders_are_named(tmp_path: Path):

@@ -12,17 +12,12 @@ import torch
 from plures import compare
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.compare import refuse_unmeasured
-from plures.federation import SPLITS, Federation, SplitRule, from_arrays, from_dataset, from_folder, from_frame, load
+from plures.federation import SPLITS, Federation, SplitRule, from_arrays, from_dataset, from_folder, load
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (90, 4))
 Y = np.arange(90) % 3
 CLIENT = np.repeat(["a", "b", "c"], 30)
-TABLE = {"ward": CLIENT, "ill": np.array(["no", "yes", "no"] * 30), "age": X[:, 0], "dose": X[:, 1]}
-
-
-def table(**columns: object) -> Federation:
-    return from_frame({**TABLE, "odd": np.array(columns.pop("odd"))}, target="ill", client="ward", **columns)
 
 
 def test_rows(federation: Federation) -> list[int]:
@@ -41,13 +36,10 @@ def test_an_option_that_nobody_reads_is_refused_by_every_builder(tmp_path: Path)
         "from_arrays": lambda **o: from_arrays(X, Y, CLIENT, **o),
         "from_dataset": lambda **o: from_dataset([*zip(X, Y, strict=True)], CLIENT, **o),
         "from_folder": lambda **o: from_folder(tmp_path, **o),
-        "from_frame": lambda **o: from_frame(TABLE, target="ill", client="ward", **o),
     }
     for name, build in builders.items():
         with pytest.raises(PluresError, match=rf"{name} has no option 'standardise'; did you mean 'standardize'\?"):
             build(standardise=True)
-    with pytest.raises(PluresError, match="from_frame has no option 'columns'"):
-        from_frame(TABLE, target="ill", client="ward", columns=["age"])  # type: ignore[call-arg]
     with pytest.raises(PluresError, match="from_folder has no option 'groups'"):
         from_folder(tmp_path, groups=Y)  # type: ignore[call-arg]
     with pytest.raises(PluresError, match="data set 'heart' has no option 'standardise'; did you mean 'standardize'"):
@@ -191,122 +183,7 @@ def test_odd_targets_are_refused():
         from_arrays(X, np.array(["a", "b", ""] * 30), CLIENT)
 
 
-# Tables ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        (
-            [f"p{i}" for i in range(90)],
-            r"'odd' has 90 different texts \('p0', 'p1', 'p2', ...\): use categories=",
-        ),
-        (["1.5", "<0.5", "2.5"] * 30, r"almost only numbers as text, but also '<0.5': use numbers=\['odd'\]"),
-        (["1,5", "2,5", "3,5"] * 30, "almost only numbers as text"),
-        (["1 234", "2 500", "?"] * 30, "almost only numbers as text, but also '1 234', '2 500', '\\?'"),
-        (["63", "71", "55"] * 30, r"holds numbers as text, such as '63': .* or leave it out with drop=\['odd'\]"),
-        (["2020-01-31", "2021-02-28", "x"] * 30, "holds dates as text, such as '2020-01-31'"),
-        (["31.01.2020", "28.02.2021"] * 45, "holds dates as text"),
-        (["08:15", "17:30"] * 45, "holds dates as text"),
-    ],
-)
-def test_text_that_is_probably_no_category_is_refused_until_it_is_decided(cells: list[str], message: str):
-    with pytest.raises(PluresError, match=message):
-        table(odd=cells)
-    assert table(odd=cells, drop=["odd"]).columns == ("age", "dose")
-    by_hand = table(odd=cells, categories=["odd"])
-    assert len(by_hand.columns) == 2 + len(set(cells))
-    assert bool((by_hand.inputs[:, 2:].sum(1) == 1).all())
-
-
-def test_declared_numbers_are_read_and_the_rest_is_missing():
-    cells = ["1.5", "<0.5", "2.5"] * 30
-    with pytest.warns(PluresWarning, match="'odd': 30 cells are not numbers, such as '<0.5', and count as missing"):
-        federation = table(odd=cells, numbers=["odd"], missing="impute")
-    assert federation.columns == ("age", "dose", "odd", "odd is missing")
-    assert federation.inputs[[0, 2], 2].tolist() == [1.5, 2.5]
-    assert federation.inputs[:, 3].sum() == 30
-    with pytest.raises(PluresError, match=r"column 'odd', row 1: '<0.5' is not a number; correct it, or use missing="):
-        table(odd=cells, numbers=["odd"])
-    with pytest.raises(
-        PluresError, match="90 numbers with a comma, the first is '1,5': write them with a decimal point"
-    ):
-        table(odd=["1,5", "2,5"] * 45, numbers=["odd"])
-    assert table(odd=["1", "2", "?"] * 30, numbers=["odd"], missing="impute").columns[-1] == "odd is missing"
-
-
-def test_numbers_that_are_codes_become_categories():
-    federation = table(odd=[10, 9, 2] * 30, categories=["odd"])
-    assert federation.columns[2:] == ("odd=2", "odd=9", "odd=10")
-    assert federation.inputs[:3, 2:].tolist() == [[0, 0, 1], [0, 1, 0], [1, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        (np.arange(90) + 7000, "column 'odd' is a different whole number in every row: is it a case number"),
-        (np.full(90, 2.5), "column 'odd' is 2.5 in every row"),
-        (["x"] * 90, "column 'odd' is 'x' in every row"),
-        (["yes", "Yes"] * 45, "column 'odd': 'Yes' and 'yes' differ only by case, blanks or notation"),
-        (np.repeat(["Bern", "Graz", "Pisa"], 30), "column 'odd' names the client: each of its values"),
-    ],
-)
-def test_columns_that_are_probably_not_meant_are_told(cells: object, message: str):
-    with pytest.warns(PluresWarning, match=message):
-        table(odd=cells)
-
-
-def test_columns_asked_for_by_name_are_meant():
-    asked = table(odd=np.arange(90) + 7000, features=["age", "odd"])
-    assert asked.columns == ("age", "odd")
-
-
-def test_names_that_look_alike_and_names_twice():
-    with pytest.warns(PluresWarning, match="columns 'age' and 'Age ' differ only by case or blanks"):
-        from_frame({**TABLE, "Age ": X[:, 2]}, target="ill", client="ward")
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(np.column_stack([X, Y]), columns=["a", "b", "b", "c", "y"]).assign(ward=CLIENT)
-    with pytest.raises(PluresError, match="column 'b' occurs twice in the table; rename or remove one"):
-        from_frame(frame, target="y", client="ward")
-    with pytest.raises(PluresError, match=r"no column 'agee' in the table; did you mean 'age'\?"):
-        from_frame(TABLE, target="ill", client="ward", features=["agee"])
-    with pytest.raises(PluresError, match=r"drop='age': give a list of columns, \['age'\]"):
-        from_frame(TABLE, target="ill", client="ward", drop="age")
-    with pytest.raises(PluresError, match="drop: with features= it has no effect"):
-        from_frame(TABLE, target="ill", client="ward", features=["age"], drop=["dose"])
-
-
-def test_what_pandas_declares_a_category_is_one():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({**TABLE, "odd": pandas.Categorical([3, 1, 2] * 30)})
-    assert from_frame(frame, target="ill", client="ward").columns == ("age", "dose", "odd=1", "odd=2", "odd=3")
-    stamps = pandas.date_range("2020-01-01", periods=90, tz="UTC")
-    with pytest.raises(PluresError, match="column 'odd' holds dates"):
-        from_frame(frame.assign(odd=stamps), target="ill", client="ward")
-    text = frame.assign(odd=pandas.array(["u", None, "v"] * 30, dtype="string"))
-    assert from_frame(text, target="ill", client="ward", missing="impute").columns[-1] == "odd is missing"
-
-
 # Splits ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars", "numpy"])
-def test_the_split_of_a_table_stays_when_a_column_goes_or_changes_its_type(library: str):
-    make = dict if library == "numpy" else pytest.importorskip(library).DataFrame
-    whole = from_frame(make(TABLE), target="ill", client="ward")
-    less = from_frame(make({k: v for k, v in TABLE.items() if k != "dose"}), target="ill", client="ward")
-    other = from_frame(make({**TABLE, "age": TABLE["age"].astype(np.float32)}), target="ill", client="ward")
-    assert test_rows(whole) == test_rows(less) == test_rows(other)
-
-
-def test_the_split_of_a_pandas_frame_follows_its_index():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(TABLE)
-    mixed = frame.sample(frac=1, random_state=0)
-    one, two = (from_frame(f, target="ill", client="ward") for f in (frame, mixed))
-    assert sorted(mixed.index[test_rows(two)]) == sorted(test_rows(one))
-    alone = from_frame(frame[frame["ward"] == "b"], target="ill", client="ward")
-    assert [30 + row for row in test_rows(alone)] == one.splits["test"][1].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -324,8 +201,6 @@ def test_a_key_keeps_the_split_whatever_else_changes(kind: type):
     order = RNG.permutation(90)
     mixed = test_rows(from_arrays(X[order], Y[order], CLIENT[order], key=key[order].astype(kind)))
     assert sorted(order[mixed].tolist()) == sorted(whole)
-    named = from_frame({**TABLE, "case": key.astype(kind)}, target="ill", client="ward", key="case")
-    assert named.columns == ("age", "dose")
 
 
 def test_copies_of_training_rows_are_counted():
@@ -383,7 +258,7 @@ def test_a_folder_with_times_says_when_it_does_not_use_them(tmp_path: Path):
         ({"a": X[:5]}, "input 'a': .* must have as many rows|values for 5 inputs"),
         ({"my input": X}, "input 'my input': give a name that a function's parameter may have"),
         ({}, "inputs: an empty mapping"),
-        ({1.0, 2.0}, "inputs: a set is not an array; .* or use from_frame"),
+        ({1.0, 2.0}, "inputs: a set is not an array; .* or use from_table"),
         ([[1.0, 2.0], [3.0]], "inputs: rows differ in shape or type"),
         ((row for row in X), "inputs: a generator is not an array"),
         (None, "inputs: a NoneType is not an array"),
@@ -452,22 +327,6 @@ def test_a_single_column_of_a_frame_is_as_good_as_a_copy_of_it():
         warnings.simplefilter("error")
         federation = from_arrays(column, np.arange(80) // 4 % 2, FOUR)
     assert torch.equal(federation.inputs, torch.from_numpy(column.copy()).float())
-
-
-def test_columns_that_are_named_by_numbers():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(np.random.default_rng(0).normal(size=(80, 3)))
-    frame[3], frame[4] = np.arange(80) // 4 % 2, FOUR
-    federation = from_frame(frame, target=3, client=4, drop=[1])  # type: ignore[arg-type, list-item]
-    assert federation.columns == ("0", "2")
-    assert torch.equal(federation.inputs, torch.from_numpy(frame[[0, 2]].to_numpy(copy=True)).float())
-
-
-def test_a_frame_without_rows_yet():
-    polars = pytest.importorskip("polars")
-    lazy = polars.LazyFrame({"x": [1.0, 2.0], "y": [0, 1], "c": ["a", "b"]})
-    with pytest.raises(PluresError, match=r"a LazyFrame has no rows yet: read it first, with collect\(\)"):
-        from_frame(lazy, target="y", client="c")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.dtype("float64"), "float64", torch.float64])

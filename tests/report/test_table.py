@@ -175,6 +175,13 @@ def test_headline_of_baselines_alone() -> None:
     assert said.startswith("Only baselines were compared; FedAvg + fine-tuning serves the clients best on average")
 
 
+def test_headline_when_all_other_methods_diverged() -> None:
+    said = headline(scored({**BASE, "ditto": [[float("nan")] * 8] * len(BASE["local"])}, sizes=EIGHT))
+    assert said.startswith(
+        "No other method has a finite score; FedAvg + fine-tuning serves the clients best on average"
+    )
+
+
 def test_headline_when_the_strongest_baseline_is_local() -> None:
     c = comparison(lift={**LIFT, "local": 0.2})
     assert "Local only harms" in headline(c)

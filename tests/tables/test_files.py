@@ -12,7 +12,8 @@ import pytest
 
 import plures
 from plures.errors import PluresError
-from plures.tables import schema_of
+from plures.tables import check, read_table, schema_of
+from plures.tables.source import read_rows
 
 ROWS = 60
 Rows = dict[str, list[Any]]
@@ -113,7 +114,7 @@ def test_a_folder_is_read_like_one_file(tmp_path: Path):
     (folder / "2.csv").write_text(
         "\n".join([*lines[:5], lines[5].replace(lines[5].split(",")[0], "abc", 1), *lines[6:]])
     )
-    with pytest.raises(PluresError, match=r"2.csv, column 'age', row 5: 'abc' is not a number"):
+    with pytest.raises(PluresError, match=r"2.csv, column 'age', line 6: 'abc' is not a number"):
         numbers(folder, client=None)
     (folder / "2.csv").write_text("age,crp,sex,ill\n")
     with pytest.raises(PluresError, match=r"2.csv: the table has no rows"):
@@ -192,15 +193,19 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, content: bytes, mes
 @pytest.mark.parametrize(
     ("column", "cells", "message"),
     [
-        ("age", {7: "inf"}, r"column 'age', row 8: an infinite value"),
-        ("age", {7: 1e300}, r"column 'age', row 8: an infinite value, or one too large for a 32-bit number"),
-        ("ill", {7: None}, r"column 'ill', row 8: missing in 1 of 60 rows"),
+        ("age", {7: "inf"}, r"column 'age', line 9: an infinite value"),
+        ("age", {7: 1e300}, r"column 'age', line 9: an infinite value, or one too large for a 32-bit number"),
+        ("ill", {7: None}, r"column 'ill', line 9: missing in 1 of 60 rows"),
         ("ill", dict.fromkeys(range(ROWS), "yes"), r"column 'ill': is 'yes' in every row; a classification needs two"),
-        ("crp", {row: f"{row},5" for row in range(ROWS)}, r"column 'crp', row 1: '0,5' is not a number.*decimal point"),
-        ("crp", {row: f"${row}.5" for row in range(ROWS)}, r"column 'crp', row 1: '\$0.5' is not a number"),
-        ("crp", {row: f"{row}%" for row in range(ROWS)}, r"column 'crp', row 1: '0%' is not a number"),
-        ("crp", {3: "high"}, r"column 'crp', row 4: 'high' is not a number, as most of the column is"),
-        ("ward", {4: None}, r"column 'ward', row 5: no client"),
+        (
+            "crp",
+            {row: f"{row},5" for row in range(ROWS)},
+            r"'crp', line 2: '0,5' is not a number.*decimal point",
+        ),
+        ("crp", {row: f"${row}.5" for row in range(ROWS)}, r"column 'crp', line 2: '\$0.5' is not a number"),
+        ("crp", {row: f"{row}%" for row in range(ROWS)}, r"column 'crp', line 2: '0%' is not a number"),
+        ("crp", {3: "high"}, r"column 'crp', line 5: 'high' is not a number, as most of the column is"),
+        ("ward", {4: None}, r"column 'ward', line 6: no client"),
         ("ward", {4: "9"}, r"client '9': 1 row, too few for 3 splits"),
     ],
 )
@@ -241,3 +246,40 @@ def test_a_fold_that_does_not_exist_is_refused(tmp_path: Path):
     write(tmp_path / "b.csv", rows(fold=["train", "val"] * 30))
     with pytest.raises(PluresError, match=r"b.csv: column 'fold': no row is for test"):
         plures.from_table(tmp_path / "b.csv", **said)
+
+
+def test_a_place_in_a_text_file_is_its_line_as_an_editor_shows_it(tmp_path: Path):
+    """Cells of several lines and empty lines count; a bad cell, a ragged row and a site's finding say the same line."""
+    file = tmp_path / "a.csv"
+    lines = [f"{'AB'[row % 2]},{20 + 7 * row % 53},{row % 5}.5,{('no', 'yes')[row // 2 % 2]}" for row in range(ROWS)]
+    lines[1] = '"B\n",21,0.5,no'  # two lines
+    lines[3] += "\n"  # an empty line follows
+    head = "ward,age,crp,ill"
+    for bad in (40, 50):
+        content = [head, *lines]
+        content[1 + bad] = "A,high,1.5,no"
+        file.write_text("\n".join(content) + "\n")
+        shown = file.read_text().split("\n").index("A,high,1.5,no") + 1
+        assert shown == bad + 4
+        with pytest.raises(PluresError, match=rf"a\.csv, column 'age', line {shown}: 'high' is not a number"):
+            numbers(file)
+        schema = schema_of(numbers_of(tmp_path, [head, *lines]))
+        assert schema is not None
+        report = check(schema, read_table(file), "A")
+        assert [finding.where for finding in report.errors] == [f"line {shown}"]
+        assert "Lines are those of the file, the header included." in report.text()
+        with pytest.raises(PluresError, match=f"column 'age', line {shown}: 1 cell is not a number"):
+            schema.encode(read_rows(file))
+        content[1 + bad] = "A,33"
+        file.write_text("\n".join(content) + "\n")
+        with pytest.raises(PluresError, match=rf"a\.csv, line {shown}: 2 cells for 4 columns"):
+            numbers(file)
+    table = {name: list(cells) for name, cells in read_rows(tmp_path / "whole.csv").items()}
+    table["age"][40] = "high"
+    with pytest.raises(PluresError, match="column 'age', row 41: 'high' is not a number"):
+        numbers(table)
+
+
+def numbers_of(folder: Path, lines: list[str]) -> plures.Federation:
+    (folder / "whole.csv").write_text("\n".join(lines) + "\n")
+    return plures.from_table(folder / "whole.csv", client="ward", target="ill", copies="allow")

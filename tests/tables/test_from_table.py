@@ -179,12 +179,12 @@ def test_files_folders_and_frames_give_the_same_federation(tmp_path: Path):
         (
             "age",
             "fourty",
-            r"p.csv, column 'age', row 8: 'fourty' is not a number, as most of the column is",
+            r"p.csv, column 'age', line 9: 'fourty' is not a number, as most of the column is",
         ),
-        ("age", "41,5", r"column 'age', row 8: '41,5' is not a number.*write a decimal point"),
-        ("visit", "soon", r"p.csv, column 'visit', row 8: 'soon' is not a date like the others"),
-        ("hospital", "", r"p.csv, column 'hospital', row 8: no client"),
-        ("outcome", "", r"p.csv, column 'outcome', row 8: missing in 1 of 90 rows"),
+        ("age", "41,5", r"column 'age', line 9: '41,5' is not a number.*write a decimal point"),
+        ("visit", "soon", r"p.csv, column 'visit', line 9: 'soon' is not a date like the others"),
+        ("hospital", "", r"p.csv, column 'hospital', line 9: no client"),
+        ("outcome", "", r"p.csv, column 'outcome', line 9: missing in 1 of 90 rows"),
     ],
 )
 def test_a_bad_cell_is_named_with_its_file_row_and_column(tmp_path: Path, column: str, cell: str, message: str):
@@ -390,7 +390,7 @@ def test_dates_that_may_be_two_are_refused_until_the_user_says_which(tmp_path: P
     said = ("describe", str(file), "--client", "hospital", "--target", "outcome", "--time", "visit")
     code, text = says(*said)
     assert code == 2
-    assert f"{file}, column 'visit', row 1: '01/01/2024' may be %d/%m/%Y or %m/%d/%Y; say which, with dates=" in text
+    assert f"{file}, column 'visit', line 2: '01/01/2024' may be %d/%m/%Y or %m/%d/%Y; say which, with dates=" in text
     code, text = says(*said, "--data", 'dates={"visit": "%m/%d/%Y"}', "--out", str(tmp_path / "s.toml"))
     assert code == 0
     schema = read_schema(tmp_path / "s.toml")

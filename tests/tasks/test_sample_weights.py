@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from catalogued import ALL, away, trained
 from newcomers import clients
-from plures import PluresError
+from plures import PluresError, from_table
 from plures.evaluate import score
-from plures.federation import SPLITS, Federation, Split, from_arrays, from_frame
+from plures.federation import SPLITS, Federation, Split, from_arrays
 from plures.method import SGD
 from plures.methods import METHODS, ditto, fedavg, knnper, local, temperature
 from plures.methods.threshold import best_threshold, utilities
@@ -264,11 +264,11 @@ def test_weights_that_cannot_be_are_refused(weights, message: str):
 
 def test_a_column_of_a_table():
     table = {"ward": ["A"] * 20 + ["B"] * 20, "ill": [0, 1] * 20, "age": list(range(40)), "count": [1.0, 2.5] * 20}
-    data = from_frame(table, target="ill", client="ward", weight="count")
+    data = from_table(table, target="ill", client="ward", weight="count")
     assert data.columns == ("age",)
     assert data.weights.tolist() == table["count"]
     with pytest.raises(PluresError, match="no column 'cuont' in the table; did you mean 'count'"):
-        from_frame(table, target="ill", client="ward", weight="cuont")
+        from_table(table, target="ill", client="ward", weight="cuont")
 
 
 def test_weights_are_part_of_what_a_result_is_of():

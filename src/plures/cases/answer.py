@@ -73,11 +73,13 @@ def personalization(part: Part, comparison: Comparison) -> str:
     begin = f"Personalization {helped} here" if len(gains) > 1 else "One seed cannot tell whether personalization helps"
     least = f"; at least {enough(part.worth, metric)} would matter" if part.worth else ""
     test = probability(paired_test(own.per_client(metric.name), one.per_client(metric.name)))
+    points = " points" if metric.percent else ""
     spread = "with one seed" if np.isnan(width) else f"\N{PLUS-MINUS SIGN} {number(width)} over seeds"
     return (
         f"{begin} by {metric.title}: of the models that validation data prefer, {own.title} has "
-        f"{number(whole(own, metric))} and {one.title}, one model for all, {number(whole(one, metric))} (gain "
-        f"{number(gain)} {spread}{least}; {int((of_clients > 0).sum())} of {len(of_clients)} clients gain, "
+        f"{number(whole(own, metric))}{number.unit()} and {one.title}, one model for all, "
+        f"{number(whole(one, metric))}{number.unit()} (gain "
+        f"{number(gain)}{points} {spread}{least}; {int((of_clients > 0).sum())} of {len(of_clients)} clients gain, "
         f"{int((of_clients < 0).sum())} lose, {test} over clients)."
     )
 

@@ -19,6 +19,8 @@ from plures.methods.entry import titled
 from plures.report.columns import Number
 from plures.report.story import Course as Chart
 
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+
 
 @dataclass(frozen=True)
 class Course:
@@ -113,20 +115,27 @@ def kept(learned: Sequence[Learned]) -> list[str]:
     lines = []
     for one in learned:
         (end, spread), (fresh, _), (lost, width) = (one.mean(of) for of in ("final", "adaptation", "forgetting"))
+        once = len(one.scores) == 1
+        at_end, gone = (
+            f"{number(mean)}{' with one seed' if once else f' {PLUS_MINUS} {number(far)}'}"
+            for mean, far in ((end, spread), (lost, width))
+        )
         last = np.mean([seed.matrix[-1] for seed in one.scores], axis=0).tolist()
         lines.append(
-            f"{one.title}: {first.metric.title} at the end {number(end)} \N{PLUS-MINUS SIGN} {number(spread)}, mean "
-            f"over {names} ({', '.join(map(number, last))}); {number(fresh)} on each just after learning it; "
-            f"forgetting {number(lost)} \N{PLUS-MINUS SIGN} {number(width)}."
+            f"{one.title}: {first.metric.title} at the end {at_end}, mean over {names} "
+            f"({', '.join(map(number, last))}); {number(fresh)} on each just after learning it; "
+            f"forgetting {gone}."
         )
     base, *others = learned
     for one in others:
         sign = first.metric.sign
         pairs = zip(one.scores, base.scores, strict=True)
         gain, width = interval([sign * float(np.nanmean(a.final - b.final)) for a, b in pairs])
-        helped = "better" if gain > 0 and not gain <= width else "no better"
+        helped = "better" if gain > width else "no better"
+        gains = f"gain {number(gain)} {PLUS_MINUS} {number(width)} over seeds"
         lines.append(
-            f"At the end, {one.title} is {helped} than {base.title}: gain {number(gain)} \N{PLUS-MINUS SIGN} "
-            f"{number(width)} over seeds."
+            f"At the end, one seed cannot tell whether {one.title} is better than {base.title}: gain {number(gain)}."
+            if len(one.scores) == 1
+            else f"At the end, {one.title} is {helped} than {base.title}: {gains}."
         )
     return lines

@@ -25,7 +25,8 @@ def official(comparison: Comparison) -> list[str]:
                 squares = [np.square(seed.test.values("rmse"))[own] @ sizes[own] for seed in method.seeds]
                 scores = [np.sum(np.asarray(seed.test.values("nasa_score"))[own]) for seed in method.seeds]
                 rmse = np.mean(np.sqrt(np.array(squares) / sizes[own].sum()))
-                cells.append(f"{method.title} {rmse:.1f} / {np.mean(scores):.0f}")
+                score = np.mean(scores)
+                cells.append(f"{method.title} {rmse:.1f} / {score:{'.0f' if score < 1e7 else '.3g'}}")
         lines.append(f"RMSE / NASA score over all {sizes[own].sum()} test engines of {kind}: {', '.join(cells)}.")
     return lines
 

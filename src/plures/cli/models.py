@@ -301,7 +301,7 @@ def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> An
     return rows if scaled or isinstance(rows, torch.Tensor | SeveralInputs) else model.encode(rows, scaled=False)
 
 
-def rows_in(file: Path) -> torch.Tensor | SeveralInputs | dict[str, Cells]:
+def rows_in(file: Path) -> torch.Tensor | SeveralInputs | Mapping[str, Cells]:
     """Raw rows of a file: numbers of an .npz, a table of anything else."""
     return read_examples(file) if file.suffix == ".npz" else read_rows(file)
 

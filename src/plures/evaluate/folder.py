@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from plures import tasks
+from plures.cells import place
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import ClientScores, SeedResult
@@ -20,7 +21,7 @@ from plures.evaluate.scores import score
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split
-from plures.federation.build import Frame
+from plures.federation.encode import Frame
 from plures.federation.inputs import Inputs, as_inputs, joined, kind_of, told_apart, zeros
 from plures.federation.preparation import numbers, restored
 from plures.files import DamagedError, describe, inside, read, understood, unsealed, write, write_json
@@ -52,7 +53,7 @@ from plures.run.predict import predicted
 from plures.signature import checked
 from plures.tables.schema import Schema
 from plures.tables.source import schema_of
-from plures.tables.table import absent, columns, text
+from plures.tables.table import absent, columns, lines_of, text
 
 RERUN = "run again, into another folder"
 ONBOARD = "delete it, and make the new client's model again with `plures onboard`"
@@ -593,7 +594,8 @@ def _owners(federation: Federation, table: Any) -> list[str]:
         )
     for row, cell in enumerate(cells[declared.client]):
         if absent(cell):
-            raise PluresError(f"column {declared.client!r}, row {row + 1}: no client; give every row a client")
+            where = place(row, lines_of(table))
+            raise PluresError(f"column {declared.client!r}, {where}: no client; give every row a client")
     return [name_of(text(cell)) for cell in cells[declared.client]]
 
 

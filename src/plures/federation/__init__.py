@@ -1,6 +1,6 @@
 """The clients and their data."""
 
-from plures.federation.build import from_arrays, from_dataset, from_folder, from_frame, from_pictures, from_sounds
+from plures.federation.build import from_arrays, from_dataset, from_folder, from_pictures, from_sounds
 from plures.federation.datasets import DATASETS, DatasetCard, load, locate
 from plures.federation.datasets.domains import blend
 from plures.federation.datasets.graphs import communities, from_graph
@@ -51,7 +51,6 @@ __all__ = [
     "from_arrays",
     "from_dataset",
     "from_folder",
-    "from_frame",
     "from_graph",
     "from_pictures",
     "from_sounds",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.cells import Lines, place
 from plures.content import by_content
 from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
@@ -92,13 +93,14 @@ class Preparation:
                 raise PluresError(
                     f"column {name!r} was not in the run's data: leave it out; {suggestion(name, names, 'columns are')}"
                 )
-        values = torch.from_numpy(np.column_stack([column.encoded(found[column.name]) for column in wanted]))
+        lines = table.lines if isinstance(table, Lines) else ()
+        values = torch.from_numpy(np.column_stack([column.encoded(found[column.name], lines) for column in wanted]))
         if not len(values):
             raise PluresError("the table has no rows: give at least one")
         if self.fill is None and bool(values.isnan().any()):
-            row, place = values.isnan().nonzero()[0].tolist()
-            column = [column.name for column in wanted for _ in range(column.width)][place]
-            raise PluresError(f"column {column!r}, row {row + 1}: a missing value, but the run's data had none")
+            row, at = values.isnan().nonzero()[0].tolist()
+            column = [column.name for column in wanted for _ in range(column.width)][at]
+            raise PluresError(f"column {column!r}, {place(row, lines)}: a missing value, but the run's data had none")
         return values
 
     def completed(self, raw: Tensor, inputs: tuple[str, ...] = ()) -> Tensor:

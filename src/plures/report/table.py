@@ -230,13 +230,15 @@ def _verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, without divergence."""
     number = Number.of(comparison, rows)
     baselines = [row for row in rows if row.name in BASELINES]
-    others = [row for row in rows if row.name not in (*BASELINES, POOLED) and known(row.mean) is not None]
+    tried = [row for row in rows if row.name not in (*BASELINES, POOLED)]
+    others = [row for row in tried if known(row.mean) is not None]
     base = best(comparison, baselines)
     if known(base.mean) is None:
         diverged = any(row.diverged for row in baselines)
         return f"No baseline has a {'finite ' if diverged else ''}score on the test data, so no conclusion is possible."
     if not others:
-        text = f"Only baselines were compared; {base.title} serves the clients best on average"
+        lost = "No other method has a finite score" if tried else "Only baselines were compared"
+        text = f"{lost}; {base.title} serves the clients best on average"
         return f"{text} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()
     lead = best(comparison, others)
     gain = (lead.mean - base.mean) * (1 if comparison.metric.higher else -1)

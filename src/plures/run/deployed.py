@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from plures.federation import Federation
-from plures.federation.build import Frame
+from plures.federation.encode import Frame
 from plures.method import Leaf, Setting
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator
@@ -95,7 +95,7 @@ class Deployed(Coordinator[Local]):
             >>> import plures
             >>> age, ward = np.arange(60) % 50 + 20.0, np.array(["east", "west"]).repeat(30)
             >>> table = {"age": age, "ward": ward, "sick": age > 40}
-            >>> data = plures.from_frame(table, target="sick", client="ward", standardize=True)
+            >>> data = plures.from_table(table, target="sick", client="ward")
             >>> model = lambda: torch.nn.Linear(1, 2)
             >>> run = plures.Run(data, model, plures.methods.ditto(), plures.Training(rounds=20))
             >>> for _ in run.rounds():

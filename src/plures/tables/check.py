@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from plures.cells import place as in_words
 from plures.errors import PluresError
 from plures.tables.column import Read
-from plures.tables.finding import Finding, rows_text
+from plures.tables.finding import Finding
 from plures.tables.schema import Reading, Schema, Table
+from plures.tables.table import lines_of
 
 ENOUGH = 10
 """A note is given for a class or a test split with fewer rows."""
@@ -59,11 +61,14 @@ class Report:
         lines = [f"client {self.client!r}, {_several(self.sheet['rows'], 'row')}: {verdict} ({counts})"]
         if self.findings:
             table = [("", "column", "rows", "finding")]
-            table += [(f.level, f.column, rows_text(f.rows) if f.rows else "", f.sentence) for f in self.findings]
+            table += [(f.level, f.column, f.where, f.sentence) for f in self.findings]
             widths = [max(len(row[place]) for row in table) for place in range(3)]
             lines += ["", *("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in table)]
         if any(finding.rows for finding in self.findings):
-            lines += ["", "Rows are counted from 1, the first row below the header."]
+            of_file = any(finding.lines for finding in self.findings)
+            counted = "Rows are counted from 1, the first row below the header"
+            how = "Lines are those of the file, the header included" if of_file else counted
+            lines += ["", f"{how}."]
         return "\n".join(lines)
 
 
@@ -82,21 +87,22 @@ def check(schema: Schema, table: Table, client: str) -> Report:
         reading = schema.read(table)
     except PluresError as error:
         raise PluresError(f"client {client!r}: {error}") from error
-    found = [*reading.findings, *_notes(schema, reading)]
+    lines = lines_of(table)
+    found = [*reading.findings, *(finding.at(lines) for finding in _notes(schema, reading, lines))]
     ordered = sorted(found, key=lambda finding: finding.level != "error")
     return Report(
         client, tuple(replace(finding, client=client) for finding in ordered), _sheet(schema, reading, client)
     )
 
 
-def _notes(schema: Schema, reading: Reading) -> list[Finding]:
+def _notes(schema: Schema, reading: Reading, lines: Sequence[int]) -> list[Finding]:
     """Notes: valid, but worth knowing."""
     if not reading.rows:
         return []
     notes = [_note(name, "is not declared", "nobody will read it") for name in reading.extra]
     for name, read in reading.columns.items():
         notes += _constant(name, read)
-    notes += [] if reading.findings else _twins(reading)
+    notes += [] if reading.findings else _twins(reading, lines)
     if reading.dates is not None and np.isnat(reading.dates).any():
         gaps = np.isnat(reading.dates)
         notes.append(
@@ -122,7 +128,7 @@ def _constant(name: str, read: Read) -> list[Finding]:
     return []
 
 
-def _twins(reading: Reading) -> list[Finding]:
+def _twins(reading: Reading, lines: Sequence[int]) -> list[Finding]:
     """Rows that duplicate an earlier one in every declared column and the target."""
     reads = [*reading.columns.values(), *reading.targets.values()]
     rows = np.column_stack([np.nan_to_num(read.values, nan=np.inf) for read in reads])
@@ -130,8 +136,8 @@ def _twins(reading: Reading) -> list[Finding]:
     twins = tuple((np.flatnonzero(first[place.reshape(-1)] != np.arange(len(rows))) + 1).tolist())
     if not twins:
         return []
-    original = int(first[place.reshape(-1)][twins[0] - 1]) + 1
-    what = f"{len(twins)} row{'s repeat' if len(twins) > 1 else ' repeats'} an earlier one, the first row {original}"
+    original = in_words(int(first[place.reshape(-1)][twins[0] - 1]), lines)
+    what = f"{len(twins)} row{'s repeat' if len(twins) > 1 else ' repeats'} an earlier one, the first {original}"
     return [Finding("note", "", what, "remove cases that occur twice", twins)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plures.errors import PluresError
@@ -22,6 +22,7 @@ class Finding:
         remedy: what to do.
         rows: affected rows, counted from 1 below the header; empty if all rows are affected.
         client: name of the site; empty for rows that belong to no site.
+        lines: the rows are lines of a text file instead, as an editor counts them.
     """
 
     level: Literal["error", "note"]
@@ -30,12 +31,26 @@ class Finding:
     remedy: str
     rows: tuple[int, ...] = ()
     client: str = ""
+    lines: bool = False
 
     def __str__(self) -> str:
-        parts = (f"client {self.client!r}", f"column {self.column!r}", rows_text(self.rows))
+        parts = (f"client {self.client!r}", f"column {self.column!r}", self.where)
         have = (self.client, self.column, self.rows)
         place = ", ".join(word for word, there in zip(parts, have, strict=True) if there)
         return f"{place}: {self.sentence}" if place else self.sentence
+
+    @property
+    def where(self) -> str:
+        """The first few rows and the number of the others, as text; empty if all are affected."""
+        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        noun = f"{'line' if self.lines else 'row'}{'s' if len(self.rows) > 1 else ''}"
+        return f"{noun} {', '.join(map(str, self.rows[:SHOWN]))}{more}" if self.rows else ""
+
+    def at(self, lines: Sequence[int]) -> Finding:
+        """The finding with the lines of its rows in a text file; ``lines`` has one for each row, or is empty."""
+        if not lines or self.lines:
+            return self
+        return replace(self, rows=tuple(lines[row - 1] for row in self.rows), lines=True)
 
     @property
     def sentence(self) -> str:
@@ -51,12 +66,6 @@ class FoundError(PluresError):
         """What is wrong, and where."""
         found: Finding = self.args[0]
         return found
-
-
-def rows_text(rows: Sequence[int]) -> str:
-    """The first few rows and the number of the others, as text."""
-    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN]))}{more}"
 
 
 def refuse(findings: Sequence[Finding]) -> None:

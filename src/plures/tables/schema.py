@@ -26,9 +26,9 @@ from plures.names import by_name, in_order
 from plures.tables.column import AnyColumn, Boolean, Category, Date, Number, Ordered, Read
 from plures.tables.declared import Declared, Finite, Name, Names, toml
 from plures.tables.draft import Draft, draft
-from plures.tables.finding import Finding, refuse
+from plures.tables.finding import Finding, FoundError, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
-from plures.tables.table import Cells, Table, absent, columns, read_table, text, write_table
+from plures.tables.table import Cells, Table, absent, columns, lines_of, read_table, text, write_table
 from plures.tasks import KINDS, Classification, MultiLabel, Regression, Task
 
 __all__ = [
@@ -288,7 +288,11 @@ class Schema(Declared):
         Raises:
             PluresError: names the column.
         """
-        return cls.parse(draft(columns(table), _listed(target), client, options), "the draft of a schema")
+        try:
+            drafted = draft(columns(table), _listed(target), client, options)
+        except FoundError as error:
+            raise FoundError(error.finding.at(lines_of(table))) from error
+        return cls.parse(drafted, "the draft of a schema")
 
     @property
     def _scalable(self) -> bool:
@@ -406,7 +410,8 @@ class Schema(Declared):
         if site and 0 < rows < self.splits.least:
             what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
-        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found), keys, splits, times)
+        located = tuple(finding.at(lines_of(table)) for finding in found)
+        return Reading(rows, reads, targets, dates, groups, weights, extra, located, keys, splits, times)
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor | Inputs:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.

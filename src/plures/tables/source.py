@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,9 @@ from plures.federation.subgroups import parsed
 from plures.files import write_text
 from plures.names import in_order, name_of
 from plures.tables.draft import Draft
-from plures.tables.finding import Finding, FoundError, rows_text
+from plures.tables.finding import Finding, FoundError
 from plures.tables.schema import Metadata, Number, Reading, Schema
-from plures.tables.table import READERS, Cells, absent, columns, distinct, read_table, text
+from plures.tables.table import READERS, Cells, absent, columns, distinct, lines_of, read_table, text
 from plures.tables.table import numbers as numbers_of
 from plures.tasks import KINDS, Task
 
@@ -50,7 +50,7 @@ class Part:
     """
 
     file: str
-    table: dict[str, Cells]
+    table: Mapping[str, Cells]
     client: str | None = None
     frame: Any = None
 
@@ -148,6 +148,7 @@ def from_table(
         (('A', 'B'), ('age',), ('no', 'yes'))
     """
     parts = _parts(data, "data")
+    client = None if client is None else str(client)  # a frame may name columns by numbers
     own = len(parts)
     parts += [] if test is None else _tested(parts, _parts(test, "test"), client)
     table = _whole(parts)
@@ -194,7 +195,7 @@ def from_table(
         if task is not None:
             options["task"] = _kind(task)
         hidden = [*_several(drop), *(apart.values() if features is None else ())]
-        targets = (target,) if isinstance(target, str) else tuple(target)
+        targets = _several(target)
         roles = {*targets, *hidden, client, group, time, weight, key, split_column}
         inputs = [name for name in (table if features is None else _several(features)) if name not in roles]
         orders, codes = _orders(parts), _codes(parts)
@@ -211,7 +212,7 @@ def from_table(
         }  # fmt: skip
         options.update({key: value for key, value in told.items() if value})  # type: ignore[typeddict-item]
         with _naming(parts):
-            declared = Schema.of(table, target, client, **options)
+            declared = Schema.of(table, targets, client, **options)
         why = {name: SUBGROUP for name in apart.values() if name in declared.ignored}
         declared = declared.model_copy(update={"ignored": {**declared.ignored, **why}})
     if client is None:
@@ -230,11 +231,13 @@ def from_table(
     return built.with_task(task) if isinstance(task, Task) else built
 
 
-def read_rows(path: Path) -> dict[str, Cells]:
+def read_rows(path: Path) -> Mapping[str, Cells]:
     """New rows from a file; or from a folder with one file per client, which is then a column."""
     parts = _parts(path, "rows")
+    if parts[0].client is None:
+        return parts[0].table
     table = _whole(parts)
-    return table if parts[0].client is None else {**table, CLIENT: _files_clients(table, parts)}
+    return {**table, CLIENT: _files_clients(table, parts)}
 
 
 def schema_of(federation: Federation) -> Schema | None:
@@ -282,13 +285,14 @@ def refuse_in(parts: Sequence[Part], reading: Reading) -> None:
 
 def _located(parts: Sequence[Part], finding: Finding, more: str = "") -> str:
     """A finding with the file that the first of its rows is in, and the rows there."""
-    file, rows = _file(parts), finding.rows
-    if rows:
+    file = _file(parts)
+    if rows := finding.rows:
         starts = np.cumsum([0, *map(len, parts)])
         place = int(np.searchsorted(starts, rows[0], side="left")) - 1
         file = parts[place].file
         rows = tuple(row - int(starts[place]) for row in rows if starts[place] < row <= starts[place + 1])
-    where = [file, *([f"column {finding.column!r}"] if finding.column else []), *([rows_text(rows)] if rows else [])]
+        finding = replace(finding, rows=rows).at(lines_of(parts[place].table))
+    where = [file, *([f"column {finding.column!r}"] if finding.column else []), finding.where]
     return f"{', '.join(word for word in where if word)}: {finding.sentence}{more}".removeprefix(": ")
 
 
@@ -303,14 +307,14 @@ def _parts(data: Any, what: str) -> list[Part]:
         return [Part("", columns(data), frame=data)]
     path = Path(data)
     if not path.is_dir():
-        return [Part(str(path), dict(read_table(path)))]
+        return [Part(str(path), read_table(path))]
     files = _files(path)
     if not files:
         raise PluresError(f"{what}: {path} holds no file with a table; give one CSV or Parquet file per client")
     twice = [file.stem for place, file in enumerate(files) if file.stem in [other.stem for other in files[:place]]]
     if twice:
         raise PluresError(f"{what}: {path} holds two files of client {twice[0]!r}; keep one")
-    return [Part(str(file), dict(read_table(file)), file.stem) for file in files]
+    return [Part(str(file), read_table(file), file.stem) for file in files]
 
 
 def _tested(parts: Sequence[Part], test: list[Part], client: str | None) -> list[Part]:
@@ -433,18 +437,26 @@ def _splits(
     return {**shares, "by": "column", "column": str(column), **({} if fold is None else {"fold": str(fold)})}
 
 
-def _several(columns: Sequence[str] | None) -> Sequence[str]:
-    """Names of columns; a text is one name."""
-    return (columns,) if isinstance(columns, str) else columns or ()
+def _several(columns: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of columns as texts; a text or a number is one name."""
+    if columns is None:
+        return ()
+    return tuple(map(str, columns if isinstance(columns, Iterable) and not isinstance(columns, str) else (columns,)))
 
 
 def _kind(task: Task | str) -> str:
-    """The kind of a task, as a schema declares it."""
-    kind = task if isinstance(task, str) else task.kind
-    if kind not in KINDS:
-        near = suggestion(kind, KINDS, "a schema can name")
-        raise PluresError(f"task={kind!r}: {near} (from_frame builds the federation of another task)")
-    return kind
+    """The kind of a task, as a schema declares it; that of the class it derives from, if it is the user's own."""
+    if isinstance(task, Task):
+        known = [kind for kind in (getattr(one, "kind", None) for one in type(task).__mro__) if kind in KINDS]
+        if not known:
+            raise PluresError(
+                f"task {task.kind!r} of your own: a schema names no such target; derive it from one of "
+                f"{', '.join(kind.__name__ for kind in KINDS.values())}, or give its targets to from_arrays"
+            )
+        return str(known[0])
+    if task not in KINDS:
+        raise PluresError(f"task={task!r}: {suggestion(task, KINDS, 'a schema can name')}")
+    return task
 
 
 def _orders(parts: Sequence[Part]) -> dict[str, list[str]]:

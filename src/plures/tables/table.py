@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.cells import Lines
 from plures.errors import PluresError, closest
-from plures.federation.build import Frame
+from plures.federation.encode import Frame
 from plures.files import write_text
 from plures.texts import csv_text, uncelled
 
@@ -58,6 +59,9 @@ def columns(table: Table) -> dict[str, Cells]:
             f"a value of type {type(table).__name__} is not a table; give a mapping from column names to values, or a "
             "pandas or polars frame"
         )
+    names = [*map(str, _names(table))]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise PluresError(f"column {twice[0]!r} occurs twice in the table; rename or remove one")
     found = {str(name): _cells(str(name), table[name]) for name in _names(table)}
     first = next(iter(found), "")
     for name, cells in found.items():
@@ -67,6 +71,11 @@ def columns(table: Table) -> dict[str, Cells]:
                 "value per row"
             )
     return found
+
+
+def lines_of(table: Table) -> Sequence[int]:
+    """The line of each row of a table from a text file; empty for any other table."""
+    return table.lines if isinstance(table, Lines) else ()
 
 
 def absent(cell: Any) -> bool:
@@ -160,7 +169,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     a column whose cells are all whole numbers or numbers with a decimal comma is read as numbers.
 
     Returns:
-        Column -> cells: texts from CSV, typed values from Parquet; None for a missing value.
+        Column -> cells: texts from CSV, which know their lines, typed values from Parquet; None for a missing value.
 
     Raises:
         PluresError: names the file, and the line if known.
@@ -216,8 +225,8 @@ def _cells(name: str, values: Any) -> Cells:
     return found
 
 
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    begun = 1
+def _read_csv(path: Path) -> Lines:
+    begun, lines = 1, []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
@@ -227,13 +236,15 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             header = [uncelled(name.strip()) for name in next(reader, [])]
             _check_header(path, header)
             rows, begun = [], reader.line_num + 1
-            for row in filter(None, reader):
-                begun = reader.line_num + 1
-                if len(row) != len(header):
+            for row in reader:
+                at, begun = begun, reader.line_num + 1
+                if row and len(row) != len(header):
                     raise PluresError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells for {len(header)} columns; correct the line"
+                        f"{path}, line {at}: {len(row)} cells for {len(header)} columns; correct the line"
                     )
-                rows.append(row)
+                if row:
+                    rows.append(row)
+                    lines.append(at)
     except UnicodeDecodeError as error:
         line = _undecoded(path)
         raise PluresError(
@@ -246,7 +257,9 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
         raise PluresError(f"{path}: cannot be read as CSV ({error}); save it again") from error
     whole = zip(*rows, strict=True) if rows else [()] * len(header)
     found = {name: _known(cells) for name, cells in zip(header, whole, strict=True)}
-    return dict(found) if separator == "," else {name: _with_points(cells) for name, cells in found.items()}
+    table = Lines(found if separator == "," else {name: _with_points(cells) for name, cells in found.items()})
+    table.lines = lines
+    return table
 
 
 def _undecoded(path: Path) -> int:

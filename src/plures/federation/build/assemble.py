@@ -216,8 +216,7 @@ def _finished(data: Examples, options: Options, placed: Placed) -> Federation:
     )
     if data.subgroups:
         federation = federation.with_subgroups({name: values[rows] for name, values in data.subgroups.items()})
-    found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
-    if found:
+    if found := doubts(federation, options.get("copies", "warn") == "warn"):
         warnings.warn(f"{federation.name}: {'; '.join(found)}", PluresWarning, stacklevel=3)
     return federation
 

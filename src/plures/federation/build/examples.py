@@ -41,11 +41,9 @@ class Examples:
         columns: names of the entries of the first feature dimension, or none.
         given: ``(n,)`` the split of each row, as its position in ``SPLITS``, or None to draw it.
         keys: ``(n,)`` sortable digests that identify rows instead of their inputs, or None.
-        labels: ``(n,)`` row identifiers, used if they differ between all rows of a client, or None.
-        ordered: without key and labels, rows are identified by their order.
+        ordered: without a key, rows are identified by their order.
         scalable: ``(columns,)`` which may be standardised; all if None.
         missing: ``(n,)`` number of missing values that the inputs do not show.
-        doubts: warnings about what is probably unintended.
         table: the columns of the table that the inputs were made from.
         ignored: its other columns.
         answers: names of the columns of several targets.
@@ -61,13 +59,11 @@ class Examples:
     time: Array | None = None
     weights: Array | None = None
     key: Array | None = None
-    labels: Array | None = None
     columns: tuple[str, ...] = ()
     keys: Array | None = None
     ordered: bool = False
     scalable: Array | None = None
     missing: Array | None = None
-    doubts: tuple[str, ...] = ()
     table: tuple[Column, ...] = ()
     ignored: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
@@ -144,6 +140,6 @@ def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Arr
     if array.ndim == 0 and not (scalar and array.dtype.kind in "fiubUS"):
         raise PluresError(
             f"{what}: a {type(values).__name__} is not an array; give numbers in an array or a tensor, or use "
-            "from_frame for columns with names"
+            "from_table for columns with names"
         )
     return array

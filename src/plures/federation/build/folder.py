@@ -92,7 +92,7 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
 def _no_folder(folder: Path) -> str:
     """Explain why a folder has no file to read."""
     if folder.is_file():
-        return f"{folder} is a file: give the folder with one .npz file per client, or read it and use from_frame"
+        return f"{folder} is a file: give the folder with one .npz file per client, or read it and use from_table"
     if not folder.is_dir():
         return f"{folder}: no such folder; give one with a .npz file per client"
     others = dict.fromkeys(file.suffix for file in sorted(folder.iterdir()) if file.suffix)
@@ -127,7 +127,7 @@ def _read_client(file: Path) -> dict[str, Array]:
             raise PluresError(f"{file}: array {key!r} is missing; each client's file holds x and y")
     for key, values in inputs.items():
         if values.dtype.kind not in "fiub":
-            raise PluresError(f"{file}: {key} of type {values.dtype} is not a number; encode it, or use from_frame")
+            raise PluresError(f"{file}: {key} of type {values.dtype} is not a number; encode it, or use from_table")
     if part["y"].dtype.kind not in FAMILIES:
         raise PluresError(f"{file}: y of type {part['y'].dtype} is neither classes nor numbers")
     lengths = {key: len(values) if values.ndim else 0 for key, values in part.items()}

@@ -68,7 +68,7 @@ def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:
     if missing == "impute" and inputs.ndim != 2:
         raise PluresError(f'missing="impute" needs inputs (n, columns), got {inputs.shape}; complete the data yourself')
     if inputs.dtype.kind not in "fiub":
-        raise PluresError(f"inputs of type {inputs.dtype} are not numbers; encode them, or use from_frame")
+        raise PluresError(f"inputs of type {inputs.dtype} are not numbers; encode them, or use from_table")
     if options.get("standardize", False) and not dtype.is_floating_point:
         raise PluresError(f"standardize: inputs of type {dtype} cannot be scaled; use a floating-point dtype")
     if dtype.is_complex or dtype == torch.bool:

@@ -23,15 +23,12 @@ def keys_of(
     """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
         return data.keys[rows]
-    known = data.labels if data.key is None else data.key
-    if known is None:
+    if data.key is None:
         return None if data.ordered else _contents(raw, floating)
-    text = _texts(known[rows])
+    text = _texts(data.key[rows])
     codes = np.unique(text, return_inverse=True)[1].reshape(-1)
     pairs = where.client * (int(codes.max()) + 1) + codes
     _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
-    if (counts > 1).any() and data.key is None:
-        return None
     if (counts > 1).any():
         at = int(first[counts > 1][0])
         client = where.names[int(where.client[at])]

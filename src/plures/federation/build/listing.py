@@ -80,19 +80,20 @@ def _walked(folder: Path, suffixes: Sequence[str], called: str) -> Listing:
 def _listed(path: Path, called: str, columns: Sequence[str]) -> Listing:
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            rows = list(csv.DictReader(text))
+            reader = csv.DictReader(text)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PluresError(f"{path}: cannot be read as a CSV file ({error})") from error
     if not rows:
         raise PluresError(f"{path}: it lists no {called}; give a row for each")
     for option, column in zip(("file", "client", "target"), columns, strict=True):
-        if column not in rows[0]:
-            near = suggestion(column, [str(name) for name in rows[0]], "columns are")
+        if column not in rows[0][1]:
+            near = suggestion(column, [str(name) for name in rows[0][1]], "columns are")
             raise PluresError(f"{path}: no column {column!r}, which {option}= names; {near}")
-        for number, row in enumerate(rows, start=1):
+        for line, row in rows:
             if not row[column]:
-                raise PluresError(f"{path}: row {number}, column {column!r}: empty; complete it or remove the row")
+                raise PluresError(f"{path}, line {line}, column {column!r}: empty; complete it or remove the row")
     file, client, target = columns
-    files = [path.parent / row[file] for row in rows]
-    of = np.array([row[client] for row in rows])
-    return Listing(path.parent, path.stem, files, of, np.array([row[target] for row in rows]), whole=False)
+    files = [path.parent / row[file] for _, row in rows]
+    of = np.array([row[client] for _, row in rows])
+    return Listing(path.parent, path.stem, files, of, np.array([row[target] for _, row in rows]), whole=False)

@@ -78,7 +78,7 @@ def _card(name: str) -> DatasetCard:
         if file.is_file() or file.suffix.lower() in TABLES:
             raise PluresError(
                 f"no data set {str(name)!r}: a table is not a data set by itself; read it in Python and use "
-                "plures.from_frame(frame, target=..., client=...), or make a folder of .npz files, one for each client"
+                "plures.from_table(frame, target=..., client=...), or make a folder of .npz files, one for each client"
             )
         if len(file.parts) > 1:
             raise PluresError(f"no data set {str(name)!r}: there is no folder of this name; check the path")
