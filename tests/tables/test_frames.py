@@ -79,6 +79,21 @@ def test_columns_named_by_numbers_and_columns_that_occur_twice():
         built(twice)
 
 
+@pytest.mark.parametrize("words", [(False, True), (0, 1), (0.0, 1.0), ("false", "TRUE"), ("no", "yes")])
+def test_labels_in_several_columns_are_of_any_type(words: tuple[Any, Any]):
+    fever, cough = np.arange(ROWS) % 2, np.arange(ROWS) // 2 % 2
+    table = {name: cells for name, cells in TABLE.items() if name != "ill"}
+    cells = {"fever": [words[one] for one in fever], "cough": [words[one] for one in cough]}
+    federation = built({**table, **cells}, target=["fever", "cough"])
+    assert federation.task.kind == "multilabel"
+    assert federation.targets.tolist() == np.stack([fever, cough], 1).tolist()
+    cells["cough"][3] = "maybe"
+    with pytest.raises(
+        PluresError, match=r"column 'cough', row 4: .*'maybe', which is not one of the values of a label"
+    ):
+        built({**table, **cells}, target=["fever", "cough"], task="multilabel")
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars", "numpy"])
 def test_the_split_of_a_table_stays_when_a_key_names_the_rows(library: str):
     make = dict if library == "numpy" else pytest.importorskip(library).DataFrame

@@ -257,11 +257,15 @@ class Levels(Declared):
             rows = wrong & (texts == kind)
             what = f"{_plural(rows, 'row holds', 'rows hold')} {kind!r}, which is not one of the {noun} {listed}"
             near = closest(kind, self.levels)
-            found.append(_error(self.name, rows, what, f"did you mean {near!r}?" if near else f"use one of the {noun}"))
+            found.append(
+                _error(
+                    self.name, rows, what, f"did you mean {near!r}?" if near else f"use one of the {noun.rstrip(',')}"
+                )
+            )
         if kinds[LISTED:]:
             rows = wrong & np.isin(texts, kinds[LISTED:])
             what = f"{len(kinds) - LISTED} other values that are not among the {noun}"
-            found.append(_error(self.name, rows, what, f"use one of the {noun}"))
+            found.append(_error(self.name, rows, what, f"use one of the {noun.rstrip(',')}"))
         return found
 
     def encode(self, read: Read, scaled: bool = True) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from plures.errors import PluresError, suggestion
 from plures.tables.finding import Finding, FoundError
 from plures.tables.kinds import Kind, Said, date_format, kind_of
 from plures.tables.marks import read_days
-from plures.tables.table import Cells, distinct, each, gaps_of, numbers, text
+from plures.tables.table import Cells, distinct, each, gaps_of, numbers, presence, text
 
 CLASSES = 20
 """Most distinct integers that are read as classes."""
@@ -145,7 +145,8 @@ def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:
     few = len(known) <= CLASSES and bool((known == np.floor(known)).all())
     guess = "classification" if wrong or few else "regression"
     if len(targets) > 1:
-        guess = "multilabel" if not wrong and {0.0, 1.0} >= {*known.tolist()} else "regression"
+        words = {str(presence(word)) for cells in targets.values() for word in distinct(cells)}
+        guess = "multilabel" if words <= {"0", "1"} else "regression"
     kind, names = options.get("task", guess), tuple(targets)
     found: dict[str, object] = {"task": kind, "target": names}
     if "classes" in options:

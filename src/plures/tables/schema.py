@@ -28,7 +28,7 @@ from plures.tables.declared import Declared, Finite, Name, Names, toml
 from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, FoundError, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
-from plures.tables.table import Cells, Table, absent, columns, lines_of, read_table, text, write_table
+from plures.tables.table import Cells, Table, absent, columns, each, lines_of, presence, read_table, text, write_table
 from plures.tasks import KINDS, Classification, MultiLabel, Regression, Task
 
 __all__ = [
@@ -708,6 +708,8 @@ def _divided(name: str, cells: Cells, fold: str | None) -> tuple[NDArray[np.int6
 def _answered(answer: Number | Category, cells: Cells, classes: Sequence[str]) -> Read:
     if isinstance(answer, Number):
         return answer.read(cells)
+    if not classes:
+        cells = each(cells, presence)
     return answer.read(cells, noun="classes" if classes else "values of a label,")
 
 

@@ -25,6 +25,8 @@ MISSING = ("", "?", "NA")
 """Strings that mean a missing value in a CSV file."""
 SEPARATORS = (",", ";", "\t", "|")
 """What may stand between the columns of a text file."""
+PRESENT = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+"""Words in a column of a label: whether it is present."""
 WHOLE = re.compile(r"(-?\d+)\.0+")
 DECIMAL = re.compile(r"-?\d+(,\d+)?")
 SAFE = (14, 0, 1)
@@ -144,6 +146,11 @@ def numbers(cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     found = each(cells, number)
     wrong = np.array([value is None for value in found], dtype=bool)
     return np.array([np.nan if value is None else value for value in found], dtype=np.float64), wrong
+
+
+def presence(cell: Any) -> Any:
+    """A label's cell as 0 or 1, if it is a word for one of these; otherwise the cell as it is."""
+    return cell if absent(cell) else PRESENT.get(text(cell).casefold(), cell)
 
 
 def distinct(cells: Cells) -> set[str]:
