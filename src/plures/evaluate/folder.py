@@ -77,7 +77,11 @@ def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[
         for row, client in enumerate(chunk):
             yield (
                 run.federation.clients[client],
-                {names[leaf]: run.held_by(leaf, t[row], client).clone() for leaf, t in leaves.items()},
+                {
+                    names[leaf]: held.clone()
+                    for leaf, t in leaves.items()
+                    if (held := run.held_by(leaf, t[row], client)) is not None
+                },
             )
 
 
@@ -568,16 +572,22 @@ class RunFolder:
 
 def padded(stack: Stack, bound: Bound) -> Stack:
     """Leaves of clients that hold a part of the network, ``(clients, ...)``, with zeros for what they do not hold."""
-    found: Stack = {}
+    if bound.held is None:
+        return stack
+    network, found = bound.initial["model"], Stack()
     for slot, leaves in stack.items():
         found[slot] = {}
         for path, t in leaves.items():
-            whole = bound.initial["model"].get(path) if bound.held is not None else None
+            whole = network.get(path)
             if whole is not None and t.dim() == whole.dim() + 1 and t.shape[1:] != whole.shape:
                 made = t.new_zeros(len(t), *whole.shape)
                 made[tuple(slice(size) for size in t.shape)] = t
                 t = made
             found[slot][path] = t
+        for path in bound.initial.get(slot, {}):
+            if path not in leaves and path in bound.held.widths.leaves:
+                count = len(next(iter(leaves.values())))
+                found[slot][path] = network[path].new_zeros(count, *network[path].shape)
     return found
 
 

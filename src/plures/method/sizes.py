@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from plures.method.setting import Setting
 from plures.method.shares.share import Share
 from plures.method.tree import like
 from plures.models import Leaves, Network
+from plures.models.exits import stages_of
 from plures.models.footprint import Budget, footprint
-from plures.models.units import Widths
-from plures.models.widths import check, narrowed, widths_of
+from plures.models.units import SLACK, Widths
+from plures.models.widths import check, narrowed, part_of, widths_of
 
 RATE = "rate"
 """The leaf of a slot of :class:`Sized` that holds a client's rate."""
@@ -78,6 +79,9 @@ class Held:
         units = self.units[torch.as_tensor(clients, dtype=torch.int64)]
         mask = torch.ones(len(units), *(1,) * like.dim(), dtype=torch.bool)
         for along in self.widths.leaves[path]:
+            if along.axis is None:
+                mask = mask & (units[:, along.width] > 0).view(-1, *(1,) * like.dim())
+                continue
             places = torch.arange(like.shape[along.axis])
             held = places < (units[:, along.width] * along.each).unsqueeze(1)
             mask = mask & held.view(len(units), *(-1 if n == along.axis else 1 for n in range(like.dim())))
@@ -87,17 +91,13 @@ class Held:
         """Values of a leaf, ``(clients, ...)``, with 0 where a client holds nothing."""
         return value * self.mask(path, value[0], clients).to(value.dtype) if path in self._cut else value
 
-    def shape(self, path: str, like: Tensor, client: int) -> tuple[int, ...]:
-        """Shape of what a client holds of a leaf."""
-        shape = list(like.shape)
+    def part(self, path: str, value: Tensor, client: int) -> Tensor | None:
+        """What a client holds of a leaf without an axis of clients, as a smaller tensor; ``None`` for nothing."""
         for along in self.widths.leaves.get(path, ()):
-            shape[along.axis] = int(self.units[client, along.width]) * along.each
-        return tuple(shape)
-
-    def part(self, path: str, value: Tensor, client: int) -> Tensor:
-        """What a client holds of a leaf without an axis of clients, as a smaller tensor."""
-        for along in self.widths.leaves.get(path, ()):
-            value = value.narrow(along.axis, 0, int(self.units[client, along.width]) * along.each)
+            units = int(self.units[client, along.width])
+            if not units:
+                return None
+            value = part_of(value, along, units)
         return value
 
     def nbytes(self, path: str, like: Tensor, clients: Sequence[int]) -> int:
@@ -107,9 +107,12 @@ class Held:
             return like.numel() * size * len(clients)
         units = self.units[torch.as_tensor(clients, dtype=torch.int64)]
         count = torch.ones(len(units), dtype=torch.int64)
+        for along in self.widths.leaves[path]:
+            if along.axis is None:
+                count = count * units[:, along.width]
         for axis, length in enumerate(like.shape):
-            along = next((a for a in self.widths.leaves[path] if a.axis == axis), None)
-            count = count * (length if along is None else units[:, along.width] * along.each)
+            found = next((a for a in self.widths.leaves[path] if a.axis == axis), None)
+            count = count * (length if found is None else units[:, found.width] * found.each)
         return int(count.sum()) * size
 
     def known(self, clients: Sequence[int] | Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,17 +122,20 @@ class Held:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Who holds how much of the network. Every client's part has the first units of each hidden layer.
+    """Who holds how much of the network: the first units of each hidden layer, or the first blocks of layers.
 
     Attributes:
-        rates: shares of the units of each hidden layer, in (0, 1]. Without ``column`` and ``limit``, the clients get
-            them in turn, in their order.
-        column: metadata column with each client's rate; or, with a budget, with what its device has.
+        rates: shares of the units of each hidden layer, or of the blocks, in (0, 1]. Without ``column`` and ``limit``,
+            the clients get them in turn, in their order.
+        column: metadata column with each client's rate; or, with a budget, with what its device has. Blocks can only be
+            cut after an exit, so there a client gets the largest of ``rates`` up to its own.
         budget: what ``column`` or ``limit`` limits; each client gets the largest of the rates that fits.
         limit: what every device has, where there is no column.
         batch: examples of a training step, for the budget ``memory``.
         layers: the layers whose units may be left out; default: all hidden ones.
         left_out: see :class:`Held`.
+        by: whether units (``width``) or blocks (``depth``) are left out; blocks of a network with early exits
+            (:func:`~plures.models.with_exits`), in which each client has the exits up to its own.
     """
 
     rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -139,6 +145,7 @@ class Sizes:
     batch: int = 32
     layers: Selector | None = None
     left_out: bool = True
+    by: Literal["width", "depth"] = "width"
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0 < rate <= 1 for rate in self.rates):
@@ -159,12 +166,14 @@ class Sizes:
         return tuple(sorted(set(self.rates), reverse=True))
 
     def widths(self, network: Network, setting: Setting) -> Widths:
-        """The hidden widths that are cut.
+        """The hidden widths, or the stages, that are cut.
 
         Raises:
-            PluresError: if there are none, or if it cannot be told which entries belong to which units.
+            PluresError: if there is no width, or if it cannot be told which entries belong to which units.
         """
         module, layers = network.trainable(), self.layers
+        if self.by == "depth":
+            return stages_of(module)
         chosen = (lambda path: True) if layers is None else (lambda path: layers.chooses(network.info[path]))
         found = widths_of(module, setting.example).only(chosen)
         check(module, found, setting.example)
@@ -193,7 +202,20 @@ class Sizes:
                     f"column {self.column!r} of client {client!r} is {rate:g}: give the share of the network's units "
                     "that it holds, above 0 and at most 1, or say by budget= what the column limits"
                 )
-        return rates
+        return rates if self.by == "width" else self._levels(rates, setting)
+
+    def _levels(self, rates: list[float], setting: Setting) -> list[float]:
+        """For every client the largest of the rates up to its own."""
+        found = []
+        for client, rate in zip(setting.clients, rates, strict=True):
+            level = next((level for level in self.levels if level <= rate + SLACK), None)
+            if level is None:
+                raise PluresError(
+                    f"column {self.column!r} of client {client!r} is {rate:g}, but the smallest of rates={self.rates} "
+                    f"is {self.levels[-1]:g}: add a smaller rate, or leave the client out"
+                )
+            found.append(level)
+        return found
 
     def _fitting(self, network: Network, widths: Widths, setting: Setting, budget: Budget) -> list[float]:
         """For every client the largest rate that its device can hold."""
@@ -235,6 +257,9 @@ def narrow(leaves: Leaves, widths: Widths, units: Mapping[int, Tensor]) -> Leave
             continue
         value = made[path]
         for along in axes:
+            if along.axis is None:
+                value = value * (units[along.width] > 0).to(value.dtype)
+                continue
             places = torch.arange(value.shape[along.axis], device=value.device)
             held = (places < units[along.width] * along.each).to(value.dtype)
             value = value * held.view(*(-1 if n == along.axis else 1 for n in range(value.dim())))

@@ -177,6 +177,13 @@ class Batch:
         self.note(leaves if keep is None else keep, buffers, outputs)
         return outputs, features
 
+    def heads(self, leaves: Leaves, keep: Leaves | None = None) -> tuple[Tensor, ...]:
+        """What each exit of a network gives, and then its head, ``(batch, outputs)`` each, from one pass."""
+        network = self.problem.network
+        outputs, made, buffers = network.heads(leaves, self.inputs, train=self.train, key=self.key)
+        self.note(leaves if keep is None else keep, buffers, outputs)
+        return made
+
     def features(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """The head's input, ``(batch, d)``: the representation of every example."""
         return self.represented(leaves, keep)[1]

@@ -10,6 +10,7 @@ from plures.methods.community import community as community
 from plures.methods.constant import constant as constant
 from plures.methods.dapper import dapper as dapper
 from plures.methods.debias import debias as debias
+from plures.methods.depthfl import depthfl as depthfl
 from plures.methods.digital_twin import digital_twin as digital_twin
 from plures.methods.ditto import ditto as ditto
 from plures.methods.eefed import eefed as eefed

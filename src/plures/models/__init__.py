@@ -2,6 +2,7 @@
 
 from plures.models.adapters import merged, with_adapters, with_lora
 from plures.models.autoencoder import autoencoder_classifier
+from plures.models.exits import with_exits
 from plures.models.frozen import featured
 from plures.models.graph import gcn, sage
 from plures.models.mixture import mixture_of_experts, moe
@@ -50,6 +51,7 @@ __all__ = [
     "sage",
     "unet",
     "with_adapters",
+    "with_exits",
     "with_lora",
     "with_roles",
 ]

@@ -387,6 +387,25 @@ class Network:
             raise PluresError(f"the model never calls its head {name!r}: mark the part that gives the outputs")
         return outputs, caught[-1], buffers
 
+    def heads(
+        self, leaves: Leaves, inputs: Tensor | Inputs, *, train: bool, key: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Leaves]:
+        """Outputs, what each part with the role ``head`` gives, in the order of the role, and the buffers after."""
+        parts: tuple[str, ...] = getattr(self.module, "roles", {}).get("head", ())
+        caught: dict[str, Tensor] = {}
+        hooks = [
+            self.module.get_submodule(name).register_forward_hook(
+                lambda module, args, given, name=name: caught.update({name: given})
+            )
+            for name in parts
+        ]
+        try:
+            outputs, buffers = self(leaves, inputs, train=train, key=key)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs, tuple(caught[name] for name in parts), buffers
+
     def part(self, role: str, leaves: Leaves, inputs: Tensor) -> Tensor:
         """Outputs of the one submodule with a role, in evaluation mode; see :meth:`through`."""
         return self.through(role, leaves, inputs, train=False)[0]

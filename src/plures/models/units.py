@@ -22,15 +22,19 @@ class Width:
         size: their number.
         step: they are left out in multiples of this number (the channels of one group of a group normalisation).
         stuck: why no unit can be left out; empty if it can.
+        least: below this rate no unit is held: the layers after an early exit.
     """
 
     name: str
     size: int
     step: int = 1
     stuck: str = ""
+    least: float = 0.0
 
     def at(self, rate: float) -> int:
         """How many units a network has of which each width is ``rate`` times as large, rounded up."""
+        if rate < self.least - SLACK:
+            return 0
         return min(self.size, self.step * math.ceil(rate * self.size / self.step - SLACK))
 
 
@@ -39,12 +43,12 @@ class Along:
     """An axis of a leaf along which units lie.
 
     Attributes:
-        axis: the axis.
+        axis: the axis; ``None`` for a leaf that is held wholly, where the unit is, or not at all.
         width: position of their width.
         each: consecutive entries of each unit, for layers that read a flattened picture.
     """
 
-    axis: int
+    axis: int | None
     width: int
     each: int
 
@@ -70,7 +74,7 @@ class Widths:
         Raises:
             PluresError: if there are none, or units of one of them cannot be left out.
         """
-        making = {along.width for path in self.made if chosen(path) for along in self.leaves[path] if not along.axis}
+        making = {along.width for path in self.made if chosen(path) for along in self.leaves[path] if along.axis == 0}
         kept = {old: new for new, old in enumerate(sorted(making))}
         for number in kept:
             if self.widths[number].stuck:
@@ -82,7 +86,7 @@ class Widths:
             for path, axes in self.leaves.items()
         }
         leaves = {path: axes for path, axes in leaves.items() if axes}
-        made = frozenset(p for p in self.made if any(not along.axis for along in leaves.get(p, ())))
+        made = frozenset(p for p in self.made if any(along.axis == 0 for along in leaves.get(p, ())))
         return Widths(tuple(self.widths[old] for old in kept), leaves, made)
 
     def at(self, rate: float) -> tuple[int, ...]:

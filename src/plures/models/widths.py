@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
+from plures.models.exits import Staged
 from plures.models.following import Follower
 from plures.models.network import BATCH_NORMS, INSTANCE_NORMS, call, told
 from plures.models.units import Along, Widths
@@ -61,12 +62,12 @@ def widths_of(module: nn.Module, example: Tensor | Inputs) -> Widths:
         number = follower.root(width)
         if number in kept:
             leaves[path] = (*leaves.get(path, ()), Along(axis, kept[number], each))
-    made = frozenset(path for path in follower.made if any(not along.axis for along in leaves.get(path, ())))
+    made = frozenset(path for path in follower.made if any(along.axis == 0 for along in leaves.get(path, ())))
     return Widths(tuple(follower.found[old] for old in kept), leaves, made)
 
 
 def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Module:
-    """A copy of a network with the first units of each width, in smaller tensors.
+    """A copy of a network with the first units of each width, in smaller tensors, and the first of its stages.
 
     Args:
         module: the network.
@@ -89,6 +90,8 @@ def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Modu
         )
     """
     made = copy.deepcopy(module)
+    if isinstance(made, Staged):
+        made.shorten(sum(all(units[a.width] for a in widths.leaves.get(path, ())) for path in made.gates()))
     new: dict[int, Tensor] = {}
     for name, part in made.named_modules():
         for store in (part._parameters, part._buffers):
@@ -98,7 +101,7 @@ def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Modu
                     continue
                 few: Tensor = t.detach()
                 for along in axes:
-                    few = few.narrow(along.axis, 0, units[along.width] * along.each)
+                    few = part_of(few, along, units[along.width])
                 few = few.clone()
                 new[id(t)] = nn.Parameter(few, t.requires_grad) if isinstance(t, nn.Parameter) else few
     for part in made.modules():
@@ -109,6 +112,11 @@ def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Modu
                     store[local] = new[id(t)]  # type: ignore[assignment]
         _resized(part, groups)
     return made
+
+
+def part_of(value: Tensor, along: Along, units: int) -> Tensor:
+    """The first units of a leaf along an axis; a leaf that is held wholly, if it is, as it is."""
+    return value if along.axis is None else value.narrow(along.axis, 0, units * along.each)
 
 
 def _resized(part: nn.Module, channels: int) -> None:
@@ -151,6 +159,7 @@ def check(module: nn.Module, widths: Widths, example: Tensor | Inputs) -> None:
             owner, _, name = path.rpartition(".")
             t = getattr(whole.get_submodule(owner), name)
             for along in axes:
+                assert along.axis is not None
                 rest = t.shape[along.axis] - units[along.width] * along.each
                 t.narrow(along.axis, units[along.width] * along.each, rest).zero_()
         try:

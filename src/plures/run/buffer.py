@@ -112,7 +112,7 @@ class Buffered:
             named = f"buffered aggregation adds changes that began from earlier models, and {block.name!r} is"
             if isinstance(block.share, View):
                 raise PluresError(f"{named} what clients see of the others' models in this round: leave the buffer out")
-            if not block.share.served:
+            if not block.share.served or not bound.travelling(block):
                 continue
             if type(block.share) is not Shared:
                 raise PluresError(

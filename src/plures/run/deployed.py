@@ -63,8 +63,11 @@ class Deployed(Coordinator[Local]):
             return stack
         return {slot: {path: t[order.argsort()] for path, t in leaves.items()} for slot, leaves in stack.items()}
 
-    def held_by(self, leaf: Leaf, value: Tensor, client: int) -> Tensor:
-        """What a client holds of one of its leaves ``(...)``: where it has a part of the network, a smaller tensor."""
+    def held_by(self, leaf: Leaf, value: Tensor, client: int) -> Tensor | None:
+        """What a client holds of one of its leaves ``(...)``: where it has a part of the network, a smaller tensor.
+
+        ``None`` where it does not have the layer.
+        """
         path = leaf.path
         if self.held is None or path not in self.held.widths.leaves:
             return value

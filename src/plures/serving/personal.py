@@ -134,7 +134,11 @@ class PersonalModel:
             privacy=privacy or (None if (spent := run.spent()) is None else PrivacyCard.of(spent)),
         )
         leaves = {
-            slot: {path: run.held_by(Leaf(slot, path), t[0], place).unsqueeze(0) for path, t in some.items()}
+            slot: {
+                path: held.unsqueeze(0)
+                for path, t in some.items()
+                if (held := run.held_by(Leaf(slot, path), t[0], place)) is not None
+            }
             for slot, some in run.deployed([place]).items()
         }
         return _of(card, leaves, own, federation, lambda model: model._scores(federation, place), code)
@@ -459,10 +463,15 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code
 def _of_size(module: nn.Module, widths: Widths, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The part of a network that a client holds, by the sizes of its leaves."""
     units = [width.size for width in widths.widths]
+    there = {name.partition("/")[2] for name in tensors}
+    for path, axes in widths.leaves.items():
+        for along in axes:
+            if along.axis is None and path not in there:
+                units[along.width] = 0
     for name, t in tensors.items():
         path = name.partition("/")[2]
         for along in widths.leaves.get(path, ()):
-            if t.dim() > along.axis:
+            if along.axis is not None and t.dim() > along.axis:
                 units[along.width] = min(units[along.width], t.shape[along.axis] // along.each)
     return narrowed(module, widths, units)
 
