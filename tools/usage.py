@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from plures.methods import Entry
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "fedmd": (
+        "plures run heart fedmd --data donate=0.1",
+        "plures compare heart --method fedmd --data donate=0.1",
+    ),
     "dapper": (
         "plures run heart dapper --data donate=0.1",
         "plures compare heart --method dapper --data donate=0.1",

@@ -13,7 +13,7 @@ from torch.nn import functional
 from plures import RunSpec, load
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, finish, fit
-from plures.federation import SPLITS, Federation, Split
+from plures.federation import Federation
 from plures.hardware import FleetTable
 from plures.method import Method, Personal, role
 from plures.methods import depthfl, ditto, fedavg, fedper, heterofl, ifca
@@ -25,7 +25,7 @@ from plures.run import Buffered, Execution, Fixed, Full, Run, onboard
 from plures.run.cost import alone, traffics
 from plures.serving import PersonalModel
 from plures.serving.device import memory, sizes
-from plures.tasks import Classification, Regression
+from points import pictures, two_points
 from problems import EXACT, begun, close, run, same
 from shifted import ragged
 
@@ -121,13 +121,6 @@ def chain() -> nn.Module:
     return layers
 
 
-def two_points() -> Federation:
-    """Client a: x = 1, y = 0; client b: x = 1, y = 1."""
-    split = Split.of([torch.tensor([0]), torch.tensor([1])])
-    points = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    return Federation("two", Regression(1), *points, ("a", "b"), dict.fromkeys(SPLITS, split))
-
-
 @pytest.mark.oracle("DL1")
 @pytest.mark.parametrize("execution", [EXACT, LOOP])
 def test_dl1_a_round_of_two_depths_by_hand(execution):
@@ -200,16 +193,6 @@ def test_dl0_if_all_hold_all_exits_it_is_fedavg_with_the_same_loss(execution):
     method = depthfl(column="rate")
     cut = run(method, 3, federation=with_rates(ragged(), 1.0), **given)
     assert same(shared(cut), shared(run(replace(method, sizes=None), 3, federation=ragged(), **given)))
-
-
-def pictures(features: tuple[int, ...]) -> Federation:
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(60, *features, generator=generator, dtype=torch.float64)
-    targets = torch.randint(0, 3, (60,), generator=generator)
-    split = Split.of([torch.arange(0, 24), torch.arange(24, 60)])
-    return Federation(
-        "pictures", Classification(("a", "b", "c")), inputs, targets, ("p", "q"), dict.fromkeys(SPLITS, split)
-    )
 
 
 @pytest.mark.oracle("DL3")

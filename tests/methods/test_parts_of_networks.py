@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plures.codecs import TopK
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, Split
+from plures.federation import Split
 from plures.method import Combine, Method, Mixed, Personal, Sizes, head
 from plures.methods import ditto, fedavg, fedper, fedprox, fjord, heterofl, hetlora, ifca, lora
 from plures.models import har_cnn, mlp, resnet, with_roles
@@ -23,7 +23,7 @@ from plures.robust import Median
 from plures.run import Execution, Fixed, Run, Training, onboard
 from plures.run.cost import alone, flops, traffic, traffics
 from plures.serving.device import memory, sizes
-from plures.tasks import Classification, Regression
+from points import pictures, two_points
 from problems import EXACT, begun, close, near, run, same
 from shifted import ragged
 
@@ -153,13 +153,6 @@ def one_hidden() -> nn.Module:
     return layers
 
 
-def two_points() -> Federation:
-    """Client a: x = 1, y = 0; client b: x = 1, y = 1."""
-    split = Split.of([torch.tensor([0]), torch.tensor([1])])
-    points = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    return Federation("two", Regression(1), *points, ("a", "b"), dict.fromkeys(SPLITS, split))
-
-
 @pytest.mark.oracle("HF1")
 @pytest.mark.parametrize("execution", [EXACT, LOOP])
 def test_hf1_a_round_of_two_sizes_by_hand(execution):
@@ -252,16 +245,6 @@ def test_hf0_equal_ranks_are_lora():
     one, two = (run(method, 3, **given) for method in (hetlora(ranks=(2,)), lora(rank=2)))
     assert same(shared(one), shared(two))
     assert same(one.predictors([3]), two.predictors([3]))
-
-
-def pictures(features: tuple[int, ...]) -> Federation:
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(60, *features, generator=generator, dtype=torch.float64)
-    targets = torch.randint(0, 3, (60,), generator=generator)
-    split = Split.of([torch.arange(0, 24), torch.arange(24, 60)])
-    return Federation(
-        "pictures", Classification(("a", "b", "c")), inputs, targets, ("p", "q"), dict.fromkeys(SPLITS, split)
-    )
 
 
 @pytest.mark.oracle("HF5")

@@ -313,7 +313,7 @@ def test_predictions_are_written_as_labels_and_their_probabilities():
 
 CLASSES = {"fedrod", "fedproto", "fedhome", "self_distillation", "prior_shift", "temperature", "threshold"}
 """Methods that need classes of which an example has exactly one."""
-ELSEWHERE = {"dapper", "personal_se"}
+ELSEWHERE = {"dapper", "depthfl", "fedmd", "personal_se"}
 """Methods that need data or networks other than these."""
 
 

@@ -111,7 +111,7 @@ Options = Annotated[
     typer.Option(
         "--data",
         help="Option of the data loader, NAME=VALUE; repeatable. donate=SHARE, with any data, makes a share of every "
-        "client's training examples public (needed by dapper).",
+        "client's training examples public (needed by dapper and fedmd).",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]

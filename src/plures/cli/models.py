@@ -272,7 +272,9 @@ def device_command(
         run = spec.run(federation, Execution("loop", 1, False, "float32"), code)
         parts: list[tuple[float | None, str | None]] = [*sizes(run).items()] or [(None, None)]
         for rate, client in parts:
-            found, title = memory(run, size, client), spec.title() if rate is None else f"{spec.title()}, rate {rate:g}"
+            found, title = memory(run, size, client), spec.title()
+            if rate is not None and run.held is not None:
+                title = f"{title}, {run.held.title(rate)}"
             for need in (found.peak,) if len(specs) > 1 else found.needs:
                 counted = [getattr(need, name) for name in COLUMNS.values()]
                 table.add_row(title, need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))

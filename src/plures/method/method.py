@@ -39,7 +39,7 @@ from plures.method.setting import Setting
 from plures.method.shares.clusters import Clustered
 from plures.method.shares.mixing import View
 from plures.method.shares.share import Frozen, Known, Personal, Shared
-from plures.method.sizes import RATE, Held, Sized, Sizes, rate_of
+from plures.method.sizes import RATE, Held, Sized, Sizes, rate_of, sizes_of
 from plures.method.state import State
 from plures.method.tree import zeros_like
 from plures.method.wire import Line, Wire, lay, wired
@@ -224,6 +224,7 @@ class Bound:
         line: the wire, prepared for the parameters that travel.
         down: the stages for what the server sends, prepared for the parameters of the network that all clients share;
             without stages if everything goes out as it is.
+        sizes: how much of the network each client holds; ``None`` for all of it.
         buffers: leaves that travel beside it: running statistics and integers.
         channels: everything that leaves a client.
         probes: whether a share asks for gradients at the initial model.
@@ -242,9 +243,10 @@ class Bound:
         known = Marked(model, network.fixed)
         start = Start(known, network, setting, fresh or (lambda number: network.leaves()))
         self.held: Held | None = None
-        if method.sizes is not None:
-            network.widths = method.sizes.widths(network, setting)
-            self.held = method.sizes.held(network, network.widths, setting)
+        self.sizes = sizes_of(method.sizes, network.module)
+        if self.sizes is not None:
+            network.widths = self.sizes.widths(network, setting)
+            self.held = self.sizes.held(network, network.widths, setting)
         device = next(iter(model.values())).device
         self.initial: dict[str, Leaves] = {"model": model}
         extra = [key for key in method.layout if isinstance(key, str) and key != "model"]
@@ -441,7 +443,7 @@ class Bound:
 
     def holding(self, setting: Setting) -> Held | None:
         """What some clients hold; newcomers by what is known of them. ``None`` if the method cuts nothing."""
-        sizes, widths = self.method.sizes, self.network.widths
+        sizes, widths = self.sizes, self.network.widths
         if self.held is None or sizes is None or widths is None or setting.clients == self.setting.clients:
             return self.held
         place = {client: number for number, client in enumerate(self.setting.clients)}

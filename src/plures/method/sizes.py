@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.content import by_content
@@ -17,8 +17,10 @@ from plures.method.setting import Setting
 from plures.method.shares.share import Share
 from plures.method.tree import like
 from plures.models import Leaves, Network
-from plures.models.exits import stages_of
+from plures.models.alternatives import OneOf
+from plures.models.exits import Staged, stages_of
 from plures.models.footprint import Budget, footprint
+from plures.models.oneof import networks_of
 from plures.models.units import SLACK, Widths
 from plures.models.widths import check, narrowed, part_of, widths_of
 
@@ -45,15 +47,17 @@ class Held:
 
     Attributes:
         widths: the hidden widths that are cut.
-        rates: ``(clients,)`` double.
+        rates: ``(clients,)`` double; of several networks, the position of the client's own.
         units: ``(clients, widths)`` int64, how many units of each width a client holds.
         left_out: whether combining leaves out clients that do not hold an entry; otherwise they send zeros.
+        names: of several networks, of which each client holds one.
     """
 
     widths: Widths
     rates: Tensor
     units: Tensor
     left_out: bool = True
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         full = torch.tensor([width.size for width in self.widths.widths])
@@ -62,6 +66,10 @@ class Held:
         object.__setattr__(self, "_cut", cut)
 
     _cut: Mapping[str, tuple[object, ...]] = field(init=False, repr=False, default_factory=dict)
+
+    def title(self, rate: float) -> str:
+        """How a part is called."""
+        return f"network {self.names[int(rate)]}" if self.names else f"rate {rate:g}"
 
     @property
     def cut(self) -> frozenset[str]:
@@ -135,7 +143,8 @@ class Sizes:
         layers: the layers whose units may be left out; default: all hidden ones.
         left_out: see :class:`Held`.
         by: whether units (``width``) or blocks (``depth``) are left out; blocks of a network with early exits
-            (:func:`~plures.models.with_exits`), in which each client has the exits up to its own.
+            (:func:`~plures.models.with_exits`), in which each client has the exits up to its own; or all but one of
+            several networks (``network``, :func:`sizes_of`), whose names are in ``column``.
     """
 
     rates: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -145,7 +154,7 @@ class Sizes:
     batch: int = 32
     layers: Selector | None = None
     left_out: bool = True
-    by: Literal["width", "depth"] = "width"
+    by: Literal["width", "depth", "network"] = "width"
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0 < rate <= 1 for rate in self.rates):
@@ -172,7 +181,14 @@ class Sizes:
             PluresError: if there is no width, or if it cannot be told which entries belong to which units.
         """
         module, layers = network.trainable(), self.layers
+        if self.by == "network":
+            assert isinstance(module, OneOf)
+            return networks_of(module, setting.example)
         if self.by == "depth":
+            if not isinstance(module, Staged) and any(isinstance(part, Staged) for part in module.modules()):
+                raise PluresError(
+                    "blocks cannot be left out of a network to which another part was added: leave one of the two out"
+                )
             return stages_of(module)
         chosen = (lambda path: True) if layers is None else (lambda path: layers.chooses(network.info[path]))
         found = widths_of(module, setting.example).only(chosen)
@@ -182,16 +198,30 @@ class Sizes:
     def held(self, network: Network, widths: Widths, setting: Setting) -> Held:
         """What each client of a federation holds."""
         rates = self._rates(network, widths, setting)
-        levels = {rate: torch.tensor(widths.at(rate)) for rate in set(rates)}
+        levels = {rate: torch.tensor(self._units(widths, rate)) for rate in set(rates)}
         units = torch.stack([levels[rate] for rate in rates])
-        return Held(widths, torch.tensor(rates, dtype=torch.float64), units, self.left_out)
+        names = tuple(width.name for width in widths.widths) if self.by == "network" else ()
+        return Held(widths, torch.tensor(rates, dtype=torch.float64), units, self.left_out, names)
+
+    def _units(self, widths: Widths, rate: float) -> tuple[int, ...]:
+        """The number of units of each width in a part."""
+        if self.by != "network":
+            return widths.at(rate)
+        return tuple(int(number == rate) for number in range(len(widths.widths)))
+
+    def _parts(self, widths: Widths) -> tuple[float, ...]:
+        """The parts that clients may hold."""
+        return self.levels if self.by != "network" else tuple(map(float, range(len(widths.widths))))
 
     def _rates(self, network: Network, widths: Widths, setting: Setting) -> list[float]:
         """Every client's rate."""
         if self.budget is not None:
             return self._fitting(network, widths, setting, self.budget)
         if self.column is None:
-            return [self.rates[place % len(self.rates)] for place in range(len(setting))]
+            turns = self._parts(widths) if self.by == "network" else self.rates
+            return [turns[place % len(turns)] for place in range(len(setting))]
+        if self.by == "network":
+            return self._named(self.column, [width.name for width in widths.widths], setting)
         given = setting.column(self.column)
         if given.dim() > 1:
             raise PluresError(f"column {self.column!r} has words, not rates: give each client a number in (0, 1]")
@@ -203,6 +233,21 @@ class Sizes:
                     "that it holds, above 0 and at most 1, or say by budget= what the column limits"
                 )
         return rates if self.by == "width" else self._levels(rates, setting)
+
+    @staticmethod
+    def _named(column: str, names: Sequence[str], setting: Setting) -> list[float]:
+        """For every client the position of the network that a column names."""
+        groups, known = setting.groups(column)
+        found = []
+        for client, group in zip(setting.clients, groups.tolist(), strict=True):
+            name = known[group] if group >= 0 else "nothing that was known before"
+            if name not in names:
+                raise PluresError(
+                    f"column {column!r} of client {client!r} is {name}, but the networks are {', '.join(names)}: name "
+                    "one of them"
+                )
+            found.append(float(names.index(name)))
+        return found
 
     def _levels(self, rates: list[float], setting: Setting) -> list[float]:
         """For every client the largest of the rates up to its own."""
@@ -218,11 +263,12 @@ class Sizes:
         return found
 
     def _fitting(self, network: Network, widths: Widths, setting: Setting, budget: Budget) -> list[float]:
-        """For every client the largest rate that its device can hold."""
+        """For every client the largest part that its device can hold."""
         module, needs = network.trainable(), dict[float, int]()
-        for rate in self.levels:
-            few = narrowed(module, widths, widths.at(rate))
+        for rate in self._parts(widths):
+            few = narrowed(module, widths, self._units(widths, rate))
             needs[rate] = footprint(few, setting.example).of(budget, self.batch)
+        parts = self.levels if self.by != "network" else sorted(needs, key=lambda rate: -needs[rate])
         if self.column is None:
             limits = [float(self.limit or 0)] * len(setting)
         else:
@@ -232,15 +278,39 @@ class Sizes:
             limits = column.tolist()
         found = []
         for client, limit in zip(setting.clients, limits, strict=True):
-            fits = [rate for rate in self.levels if needs[rate] <= limit]
+            fits = [rate for rate in parts if needs[rate] <= limit]
             if not fits:
-                least = self.levels[-1]
+                least = parts[-1]
+                several = self.by == "network"
+                what = f"network {widths.widths[int(least)].name}" if several else f"network of rate {least:g}"
                 raise PluresError(
-                    f"client {client!r} has {limit:g} {budget}, but the network of rate {least:g} needs "
-                    f"{needs[least]}: add a smaller rate, or leave the client out"
+                    f"client {client!r} has {limit:g} {budget}, but the {what} needs {needs[least]}: add a smaller "
+                    f"{'network' if several else 'rate'}, or leave the client out"
                 )
             found.append(fits[0])
         return found
+
+
+def sizes_of(given: Sizes | None, module: nn.Module) -> Sizes | None:
+    """How much of the network each client holds: what the method says, or the model, if it is several networks.
+
+    Raises:
+        PluresError: if both say something, or the networks are only a part of the model.
+    """
+    if not any(isinstance(part, OneOf) for part in module.modules()):
+        return given
+    if not isinstance(module, OneOf):
+        raise PluresError(
+            "the method adds a part beside the network, but each client has one of several networks: use another method"
+        )
+    if given is not None:
+        raise PluresError(
+            "the method cuts parts of one network, but the model is several networks, of which each client has one: "
+            "give one of them, or another method"
+        )
+    if len(module.networks) == 1:
+        return None
+    return Sizes(column=module.column, budget=module.budget, limit=module.limit, batch=module.batch, by="network")
 
 
 def narrow(leaves: Leaves, widths: Widths, units: Mapping[int, Tensor]) -> Leaves:

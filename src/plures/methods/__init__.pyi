@@ -28,6 +28,7 @@ from plures.methods.feddyn import feddyn as feddyn
 from plures.methods.fedem import fedem as fedem
 from plures.methods.fedfomo import fedfomo as fedfomo
 from plures.methods.fedhome import fedhome as fedhome
+from plures.methods.fedmd import fedmd as fedmd
 from plures.methods.fednova import fednova as fednova
 from plures.methods.fedopt import fedopt as fedopt
 from plures.methods.fedot import fedot as fedot

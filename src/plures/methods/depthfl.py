@@ -8,7 +8,7 @@ from plures.method.needs import UnsuitableTaskError
 from plures.method.representation import distillation
 from plures.methods.entry import entry, remark, require
 from plures.models import with_exits
-from plures.models.exits import HERE
+from plures.models.alternatives import HERE
 from plures.models.footprint import Budget
 
 

@@ -7,6 +7,7 @@ from plures.models.frozen import featured
 from plures.models.graph import gcn, sage
 from plures.models.mixture import mixture_of_experts, moe
 from plures.models.network import LeafInfo, Leaves, Marked, ModelFactory, Network, build, redrawn, with_roles
+from plures.models.oneof import one_of
 from plures.models.ratings import matrix_factorization
 from plures.models.reference import (
     NETWORKS,
@@ -47,6 +48,7 @@ __all__ = [
     "mixture_of_experts",
     "mlp",
     "moe",
+    "one_of",
     "resnet",
     "sage",
     "unet",

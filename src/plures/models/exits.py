@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
+from plures.models.alternatives import HERE
 from plures.models.network import NORMS, with_roles
 from plures.models.units import SLACK, Along, Width, Widths
 
 EXITS = "exits"
 """The role of early exits, and the name of their part."""
-HERE = "here"
-"""Frozen numbers, one for each exit and for the head: 1 where the client holds it."""
 
 
 class Exit(nn.Linear):
@@ -92,12 +91,13 @@ class Staged(nn.Module):
             begin = end
         return tuple(found)
 
-    def gates(self) -> tuple[str, ...]:
-        """Paths of the numbers ``here``."""
-        return tuple(f"{HERE}.{number}" for number in range(len(self.here)))
+    def gates(self) -> dict[str, str]:
+        """For each stage, by its number, the path of its number ``here``."""
+        return {str(number): f"{HERE}.{number}" for number in range(len(self.here))}
 
-    def shorten(self, stages: int) -> None:
-        """Keep the first stages alone."""
+    def keep(self, names: Collection[str]) -> None:
+        """Leave the other stages out, which are the last ones."""
+        stages = len(names)
         if stages == len(self.here):
             return
         for parts in self.stages()[stages:]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
-from plures.models.network import call, told
-
-Budget = Literal["parameters", "bytes", "flops", "memory"]
-"""What a device has little of; see :class:`Footprint`."""
+from plures.models.budget import Budget as Budget
+from plures.models.network import call
+from plures.models.outputs import told
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.federation.preparation import Preparation
 from plures.models import nested
-from plures.models.network import call, told
+from plures.models.network import call
+from plures.models.outputs import told
 
 BATCH = 256
 """Examples that pass through the backbone at once."""

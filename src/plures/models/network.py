@@ -19,7 +19,9 @@ from torch.utils._pytree import MappingKey, register_pytree_node
 
 from plures.errors import PluresError, suggestion
 from plures.federation.inputs import Inputs
+from plures.models.alternatives import OneOf
 from plures.models.layers import KEY, KeyedDropout, with_keyed_dropout
+from plures.models.outputs import told
 from plures.signature import checked, shown
 
 if TYPE_CHECKING:
@@ -375,17 +377,27 @@ class Network:
         self, leaves: Leaves, inputs: Tensor | Inputs, *, train: bool, key: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Leaves]:
         """Outputs, representations ``(batch, d)`` (what the head gets), and the buffers after the pass."""
-        caught: list[Tensor] = []
-        name = self.one("head")
-        head = self.module.get_submodule(name)
-        hook = head.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+        caught: dict[str, Tensor] = {}
+        heads = self.module.heads() if isinstance(self.module, OneOf) else {"": self.one("head")}
+        hooks = [
+            self.module.get_submodule(name).register_forward_pre_hook(
+                lambda module, args, own=own: caught.update({own: args[0]})
+            )
+            for own, name in heads.items()
+        ]
         try:
             outputs, buffers = self(leaves, inputs, train=train, key=key)
         finally:
-            hook.remove()
-        if not caught:
-            raise PluresError(f"the model never calls its head {name!r}: mark the part that gives the outputs")
-        return outputs, caught[-1], buffers
+            for hook in hooks:
+                hook.remove()
+        for own, name in heads.items():
+            if own not in caught:
+                raise PluresError(f"the model never calls its head {name!r}: mark the part that gives the outputs")
+        if not isinstance(self.module, OneOf) or len(heads) == 1:
+            (code,) = caught.values()
+            return outputs, code, buffers
+        here = {name: leaves[path] for name, path in self.module.gates().items()}
+        return outputs, self.module.chosen({name: t.flatten(1) for name, t in caught.items()}, here), buffers
 
     def heads(
         self, leaves: Leaves, inputs: Tensor | Inputs, *, train: bool, key: Tensor | None = None
@@ -508,13 +520,6 @@ def call(module: nn.Module, inputs: Tensor | Inputs) -> Any:
         return module(inputs)
     positional, named = inputs.arguments
     return module(*positional, **named)
-
-
-def told(found: Any) -> Any:
-    """The outputs in what a module returns: a tensor, or the field ``logits`` of anything else that has one."""
-    if isinstance(found, Mapping):
-        return found.get("logits", found)
-    return found if isinstance(found, Tensor) else getattr(found, "logits", found)
 
 
 @contextmanager

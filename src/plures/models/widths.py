@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
+from plures.models.alternatives import OneOf
 from plures.models.exits import Staged
 from plures.models.following import Follower
-from plures.models.network import BATCH_NORMS, INSTANCE_NORMS, call, told
+from plures.models.network import BATCH_NORMS, INSTANCE_NORMS, call
+from plures.models.outputs import told
 from plures.models.units import Along, Widths
 
 CLOSE = 1e-6
@@ -67,7 +69,9 @@ def widths_of(module: nn.Module, example: Tensor | Inputs) -> Widths:
 
 
 def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Module:
-    """A copy of a network with the first units of each width, in smaller tensors, and the first of its stages.
+    """A copy of a network with the first units of each width, in smaller tensors.
+
+    Of stages, and of several networks, those remain of which a unit is kept.
 
     Args:
         module: the network.
@@ -90,8 +94,9 @@ def narrowed(module: nn.Module, widths: Widths, units: Sequence[int]) -> nn.Modu
         )
     """
     made = copy.deepcopy(module)
-    if isinstance(made, Staged):
-        made.shorten(sum(all(units[a.width] for a in widths.leaves.get(path, ())) for path in made.gates()))
+    if isinstance(made, Staged | OneOf):
+        gates = made.gates().items()
+        made.keep([name for name, path in gates if all(units[along.width] for along in widths.leaves.get(path, ()))])
     new: dict[int, Tensor] = {}
     for name, part in made.named_modules():
         for store in (part._parameters, part._buffers):

@@ -28,6 +28,7 @@ from plures.federation.preparation import numbers, restored
 from plures.files import read, understood, write, write_text
 from plures.method import Batch, Leaf, Predict, Problem, Setting, State
 from plures.method.leaf import by_leaf, by_slot
+from plures.method.sizes import sizes_of
 from plures.models import Leaves, Network, nested
 from plures.models.units import Widths
 from plures.models.widths import narrowed
@@ -452,8 +453,9 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code
     )
     method = card.spec.built(code)
     module = method.prepare(card.spec.network(federation, code), Setting.of(federation), card.spec.seed)
-    if method.sizes is not None:
-        module = _of_size(module, method.sizes.widths(Network(module), Setting.of(federation)), tensors)
+    sizes = sizes_of(method.sizes, module)
+    if sizes is not None:
+        module = _of_size(module, sizes.widths(Network(module), Setting.of(federation)), tensors)
     network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)
     _check(card, network, model.leaves)
