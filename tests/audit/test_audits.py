@@ -310,3 +310,22 @@ def test_a_picture_is_found_by_its_gradient_and_not_behind_a_stage():
     assert best("fedavg", "dlg") > 40
     assert best("fedavg", "matching") > 20
     assert max(best("fedavg+sign", attack) for attack in ("dlg", "matching")) < 20
+
+
+def test_of_an_attacked_run_only_honest_clients_are_audited_also_with_shadows(says, tmp_path):
+    """The attacker has no examples to be judged by, and its own messages bare nobody."""
+    out = tmp_path / "attacked"
+    attack = ("--attack", "backdoor(target=1)+replacement", "--attackers", "va")
+    assert says("run", "heart", "fedavg", *attack, "--rounds", 1, "--device", "cpu", "--out", out, "--quiet")[0] == 0
+    status, told = says("audit", out, "--shadows", 2, "--quiet")
+    assert (status, "an example of 0 of 3 clients" in told) == (0, True)
+    found = Audit.model_validate_json((out / "audit.json").read_text())
+    assert "va" not in {*found.membership, *found.shadowed, *found.inversion}
+    assert len(found.shadowed) == 3
+    status, told = says("audit", out, "--client", "va")
+    assert (status, "error: client 'va' is an attacker of this simulation: audit honest clients" in told) == (2, True)
+
+
+def test_a_client_without_other_examples_is_kept_as_one_of_whom_nothing_is_known():
+    found = guessing(np.array([-0.1]), np.zeros(0))
+    assert math.isnan(type(found).model_validate_json(found.model_dump_json()).auc)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from plures.evaluate import predictions
+from plures.evaluate.record import Measured
 from plures.federation import SplitName
 from plures.run import Run, onboard
 
@@ -33,9 +34,9 @@ class Membership(BaseModel):
 
     members: int
     others: int
-    auc: float
-    advantage: float
-    found: float
+    auc: Measured
+    advantage: Measured
+    found: Measured
 
 
 def guessing(members: Floats, others: Floats) -> Membership:

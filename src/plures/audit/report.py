@@ -19,6 +19,11 @@ PASSED = 0.05
 """A reconstruction this near to an example of a client, and nearer than to any of others, is the example."""
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as the rest of plures writes it, ``50 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 class Audit(BaseModel):
     """What was found out about the clients of a run.
 
@@ -61,18 +66,18 @@ class Audit(BaseModel):
             found = {client: own[kind] for client, own in self.membership.items() if not np.isnan(own[kind].auc)}
             if found:
                 worst = max(found, key=lambda client: found[client].auc)
-                mean = np.mean([one.auc for one in found.values()])
+                mean = float(np.mean([one.auc for one in found.values()]))
                 lines.append(
                     f"Membership, {kind} models: an attacker who knows the losses tells a training example from "
-                    f"another one in {mean:.0%} of pairs on average (50 % is guessing), {found[worst].auc:.0%} for "
-                    f"{worst}."
+                    f"another one in {percent(mean)} of pairs on average (50 % is guessing), "
+                    f"{percent(found[worst].auc)} for {worst}."
                 )
         if self.shadowed:
             told = {client: one for client, one in self.shadowed.items() if not np.isnan(one.auc)}
-            mean = np.mean([one.auc for one in told.values()] or [np.nan])
+            mean = float(np.mean([one.auc for one in told.values()] or [np.nan]))
             lines.append(
                 f"Membership with {self.shadows} shadow models, personal models of runs with half of the examples: "
-                f"{mean:.0%} of pairs."
+                f"{percent(mean)} of pairs."
             )
         views: tuple[tuple[Seen, str], ...] = (("server", "the server"), ("everybody", "everybody"))
         for seen, who in views:
@@ -82,7 +87,7 @@ class Audit(BaseModel):
                 without, of = self.bared(seen, protected=False)
                 lines.append(
                     f"Inversion of the first round: {who} computes an example of {bare} of {tried} clients; "
-                    f"the nearest reconstruction is {least:.1%} of an example's length away."
+                    f"the nearest reconstruction is {percent(least, 1)} of an example's length away."
                     + (f" Without the method's stages on the wire it is {without} of {of}." if of else "")
                 )
         seers = {one.seen for own in self.inversion.values() for one in own}
@@ -96,8 +101,8 @@ class Audit(BaseModel):
             one = self.canaries
             lines.append(
                 f"Canaries: epsilon is at least {one.bound:.2f}, and {one.claimed:.2f} by the accountant (delta "
-                f"{one.delta:g}); {one.found:.0%} of the planted clients were found, and {one.false:.0%} of the others "
-                "taken for planted."
+                f"{one.delta:g}); {percent(one.found)} of the planted clients were found, and {percent(one.false)} of "
+                "the others taken for planted."
             )
         return lines
 
@@ -121,7 +126,7 @@ def audited(
         fresh: the same run before its first round.
         title: the method.
         bare: the same run before its first round, without stages on the wire; ``None`` if it has none.
-        clients: whom to look at; default: all.
+        clients: whom to look at; default: all that are honest.
         make: trains a run on other data, for shadow models.
         shadows: number of shadow models; 0 for none.
         planted: canaries and others, if the method has differential privacy.
@@ -130,7 +135,11 @@ def audited(
     Raises:
         PluresError: if shadow models are wanted and cannot be trained.
     """
-    names = tuple(clients) or finished.federation.clients
+    everybody = finished.federation.clients
+    hostile = set() if finished.threat is None else {everybody[i] for i in finished.threat.hostile(everybody)}
+    if attacking := [name for name in clients if name in hostile]:
+        raise PluresError(f"client {attacking[0]!r} is an attacker of this simulation: audit honest clients")
+    names = tuple(clients) or tuple(name for name in everybody if name not in hostile)
     progress("membership")
     found = Audit(title=title, membership={name: membership(finished, name) for name in names})
     progress("inversion")
@@ -146,8 +155,7 @@ def audited(
     if shadows:
         assert make is not None, "shadow models need a function that trains them"
         progress(f"{shadows + 1} runs with half of the examples")
-        all_clients = shadowed(finished.federation, make, shadows)
-        found.shadows, found.shadowed = shadows, {name: all_clients[name] for name in names}
+        found.shadows, found.shadowed = shadows, shadowed(finished.given, make, shadows, clients=names)
     if fresh.spent() is not None:
         progress("canaries")
         found.canaries = canaries(finished.origin.method, finished.participation, max(finished.round, 1), planted)

@@ -61,7 +61,9 @@ def confidence(run: Run, client: str) -> Floats:
     return np.asarray((own.log() - (-own).log1p()).numpy())
 
 
-def shadowed(federation: Federation, make: Make, shadows: int = 4, seed: int = 0) -> dict[str, Membership]:
+def shadowed(
+    federation: Federation, make: Make, shadows: int = 4, seed: int = 0, clients: Sequence[str] = ()
+) -> dict[str, Membership]:
     """How well shadow models tell the training examples of each client, from the client's own model.
 
     Each of ``shadows + 1`` runs trains on a random half of every client's training examples. Each is attacked in turn
@@ -73,6 +75,7 @@ def shadowed(federation: Federation, make: Make, shadows: int = 4, seed: int = 0
         make: trains on such data, and returns the finished run.
         shadows: number of shadow models: at least 2. Published attacks use 16 to 256; a few are a lower bound.
         seed: of the halves.
+        clients: who is attacked; default: all. All train.
 
     Returns:
         By client, :class:`Membership` of its training examples.
@@ -82,10 +85,12 @@ def shadowed(federation: Federation, make: Make, shadows: int = 4, seed: int = 0
     random = torch.Generator().manual_seed(seed)
     train = list(federation.splits["train"])
     halves = [[torch.rand(len(rows), generator=random) < 0.5 for rows in train] for _ in range(shadows + 1)]
-    scores = [observed(federation, make, train, half) for half in halves]
+    names = tuple(clients) or federation.clients
+    scores = [observed(federation, make, train, half, names) for half in halves]
     found = {}
-    for client, name in enumerate(federation.clients):
-        values = np.stack([one[client] for one in scores])
+    for name in names:
+        client = federation.index(name)
+        values = np.stack([one[name] for one in scores])
         inside = np.stack([half[client].numpy() for half in halves])
         members, others = [], []
         for target in range(shadows + 1):
@@ -99,10 +104,14 @@ def shadowed(federation: Federation, make: Make, shadows: int = 4, seed: int = 0
 
 
 def observed(
-    federation: Federation, make: Make, train: Sequence[torch.Tensor], half: Sequence[torch.Tensor]
-) -> list[Floats]:
-    """Scores of all training examples of every client, under its model of a run that was trained on a part of them."""
+    federation: Federation,
+    make: Make,
+    train: Sequence[torch.Tensor],
+    half: Sequence[torch.Tensor],
+    clients: Sequence[str],
+) -> dict[str, Floats]:
+    """Scores of all training examples of some clients, under their models of a run that trained on a part of them."""
     kept = [rows[keep] if bool(keep.any()) else rows[:1] for rows, keep in zip(train, half, strict=True)]
     splits = {**federation.splits, "train": Split.of(kept), "test": Split.of(list(train))}
     run = make(replace(federation, splits=splits))
-    return [confidence(run, client) for client in federation.clients]
+    return {client: confidence(run, client) for client in clients}

@@ -121,7 +121,7 @@ class _Attack:
                 )
         self.code, self.execution = kept.reading, kept.execution(device)
         self.clients, self.shadows, self.canaries = clients, shadows, canaries
-        self.fresh = self.begun(self.run.federation)
+        self.fresh = self.begun(self.run.given)
 
     def begun(self, federation: Federation) -> Run:
         """The run before its first round, on some data."""
