@@ -149,3 +149,42 @@ def test_a_product_with_the_tensor_that_it_is_added_to():
     assert names(simplified(recorded(work))) == ["bmm", "add_"]
     Tapes()(work)(1)
     assert state.flatten().tolist() == [125.0] * 4
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 0), (1, 2), (3, 1)])
+def test_a_first_convolution_of_a_stack_becomes_a_product_of_patches(axes, stride, padding):
+    """Only where its inputs need no gradient: the second one stays, and both give what they gave before."""
+    convolve = (F.conv1d, F.conv2d)[axes - 1]
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    inputs, first, second = drawn(4, 5, 2, *[11] * axes), drawn(4, 3, 2, *[3] * axes), drawn(4, 2, 3, *[2] * axes)
+    biases = drawn(4, 3)
+
+    def loss(weights: list[Tensor], x: Tensor) -> Tensor:
+        one, two, bias = weights
+        return convolve(convolve(x, one, bias, stride=stride, padding=padding).relu(), two).square().mean()
+
+    def stepped(weights: list[Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            x = inputs.index_select(0, torch.arange(len(inputs)))
+            slopes = torch.func.vmap(torch.func.grad(loss))(weights, x)
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.sub_(slope, alpha=0.1)
+
+        return work
+
+    recorded, plain, others = ([first.clone(), second.clone(), biases.clone()] for _ in range(3))
+    with Tape() as tape:
+        stepped(others)()
+    found = [call.name for call in simplified(needed(tape.calls))]
+    assert [found.count(name) for name in ("convolution", "convolution_backward", "bmm", "unfold")] == [1, 1, 2, axes]
+    repeat, work = Tapes()(stepped(recorded)), stepped(plain)
+    work()
+    for _ in range(3):
+        repeat(1)
+        work()
+    torch.testing.assert_close(recorded, plain, rtol=1e-9, atol=1e-9)

@@ -21,7 +21,7 @@ from plures.models import nested
 from plures.run.calls import Call, Value, values_in
 from plures.run.padding import close
 from plures.run.script import script
-from plures.run.simplify import distinct, needed, simplified
+from plures.run.simplify import PLAIN, RULES, distinct, needed, simplified
 
 log = logging.getLogger("plures")
 
@@ -128,14 +128,14 @@ class Tapes:
         with Tape() as tape:
             work()
         wanted, calls = self._from_start(tape, work), needed(tape.calls)
-        for simpler in (True, False):
+        for rules in (RULES, PLAIN, ()):
             try:
-                replay = script(simplified(calls, self.still) if simpler else distinct(calls))
+                replay = script(simplified(calls, self.still, rules) if rules else distinct(calls))
                 found = self._from_start(tape, partial(replay, 1))
             except RuntimeError as error:
                 log.debug("a recorded step is not simplified: %s", str(error).strip().partition("\n")[0])
                 continue
-            if close(wanted, found, ROUNDED if simpler else 1.0):
+            if close(wanted, found, ROUNDED if rules else 1.0):
                 return replay
         raise RuntimeError("the repetition of a step differs from the step")
 
