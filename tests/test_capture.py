@@ -164,6 +164,20 @@ def test_longer_visits_than_the_first_are_fed_in_pieces():
     both(ragged([40] * 4), network(), method, Training(3, batch_size=10))
 
 
+def test_several_steps_are_recorded_in_the_memory_of_a_visit_of_one():
+    """The first visit takes one step; the second, with another rate, records steps of two widths at once."""
+
+    def drawn(unit: float) -> int:
+        return 1 if unit < 0.35 else 11  # 0.04, 0.38, 0.04 in the three rounds
+
+    given = ragged([40] * 4), network(), Method(schedule=(Phase(steps=drawn),))
+    training = Training(3, batch_size=10, schedule=Cosine())
+    both(*given, training)
+    plain, captured = (reached(*given, training, capture=capture, chunk=4)[0] for capture in (False, True))
+    for key, value in plain.items():
+        torch.testing.assert_close(captured[key], value, atol=1e-12, rtol=1e-9)
+
+
 def test_what_cannot_be_captured_runs_as_it_is_and_says_why(caplog):
     def refusing(self: Pretended, work: Callable[[], None]) -> Callable[[], None]:
         work()

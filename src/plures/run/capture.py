@@ -173,9 +173,8 @@ class Recordings:
         self._replays = {kind: replay for kind, replay in self._replays.items() if kind.rate == fixed}
         kinds = [kind._replace(rate=fixed) for kind in kinds]
         new = [kind for kind in dict.fromkeys(kinds) if kind not in self._replays]
-        if new:
-            buffers.load(part, plan, keys, rate)
         for kind in sorted(new, key=lambda kind: -kind.clients):
+            buffers.load(part, plan, keys, rate)  # recording a step moves on to the next, of which there may be none
             self._replays[kind] = self._recorder(work_of(step, buffers, kind))
         buffers.load(part, plan, keys, rate)
         return buffers, kinds
