@@ -137,7 +137,7 @@ def test_where_all_clients_are_alike_newcomers_predict_what_they_predict(name):
         steps=case.steps,
         lr=case.lr,
         participation=Fixed([["a", "b", "c"]]) if not case.all_drawn else None,
-        execution=Execution("vmap", 4, False, "float64"),
+        execution=Execution("vmap", 4, False, "float64", capture=True),
     )
     found, later = outputs(done), outputs(onboard(done, alike("z", case.classes)))
     assert found.isfinite().all()
