@@ -62,6 +62,7 @@ SMALLER = [
     (r"\brounds=\d+", "rounds=1"),
     (r"\bseeds=\d+", "seeds=1"),
     (r"\btune_rounds=\d+", "tune_rounds=0"),
+    (r"\bseeds=1\b(?!.*\btune_rounds)", "seeds=1, tune_rounds=0"),
     (r"--rounds \d+", "--rounds 1"),
     (r"--seeds \d+", "--seeds 1"),
     (r"--tune-rounds \d+", "--tune-rounds 0"),
