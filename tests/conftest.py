@@ -7,10 +7,10 @@ import gc
 import importlib.util
 import logging
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import typer
 from hypothesis import settings
 
+from beginning import Begins, Begun, warm
 from plures.run import choose
 from saying import Says
 
@@ -125,10 +126,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork a pool's processes from one that has loaded plures, for tests of what they do, not of how they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["plures.evaluate.workers", "plures.study.view"])
-    multiprocessing.forkserver.ensure_running()  # with the signals of a test, not with those of a pool
+    context = warm()
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.fixture
+def begins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begins]:
+    """Begin a command in a process of its own, which has loaded plures already."""
+    begun: list[Begun] = []
+
+    def begin(*words: object) -> Begun:
+        begun.append(Begun([str(word) for word in words], tmp_path_factory.mktemp("command") / "out"))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.end()
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +22,6 @@ from plures.cli import app, main
 from plures.evaluate import BASELINES, RunSpec
 from plures.run.checkpoint import save
 
-PLURES = [sys.executable, "-m", "plures.cli"]
 FIXED = ["--backend", "vmap", "--chunk", "4", "--no-compile-step"]
 
 
@@ -149,15 +146,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
-def test_a_stopped_run_goes_on_exactly(call, whole, tmp_path, how):
+def test_a_stopped_run_goes_on_exactly(call, whole, begins, tmp_path, how):
     """Stopped mid-run by a real signal, then resumed: the same state, bit for bit."""
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen([*PLURES, *run_command(stopped, 60)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = begins(*run_command(stopped, 60))
     checkpoint = stopped / "checkpoint.safetensors"
     deadline = time.monotonic() + 300
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(how)
+    process.send(how)
     code = process.wait(300)
     assert code in ((-9,) if how == signal.SIGKILL else (130,))
     assert checkpoint.exists()

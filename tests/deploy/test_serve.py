@@ -24,6 +24,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from beginning import Begins, Begun
 from plures.cli import app as commands
 from plures.deploy.fleet.process import until
 from plures.errors import PluresError
@@ -315,36 +316,31 @@ def test_many_connections_keep_nobody_out_for_long(port):
 
 
 @contextlib.contextmanager
-def held_up(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def held_up(begins: Begins, folder: Path) -> Iterator[Begun]:
     """A real server with a client that has sent half a request."""
     numbers().save(folder)
-    command = [sys.executable, "-m", "plures.cli", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        port = int(process.stdout.readline().rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as wire:
-            wire.sendall(HEAD + BODY[:5])
-            time.sleep(0.3)
-            yield process
-    finally:
-        process.kill()
-        process.wait()
+    process = begins("serve", folder, "--port", 0)
+    until(lambda: process.out.exists() and "\n" in process.out.read_text(), 60, "no server")
+    port = int(process.out.read_text().splitlines()[0].rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as wire:
+        wire.sendall(HEAD + BODY[:5])
+        time.sleep(0.3)
+        yield process
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_in_time_whoever_is_connected(tmp_path, stop):
+def test_it_ends_in_time_whoever_is_connected(begins, tmp_path, stop):
     """Half a request used to block it forever."""
-    with held_up(tmp_path) as process:
-        process.send_signal(stop)
+    with held_up(begins, tmp_path) as process:
+        process.send(stop)
         assert process.wait(60) == 0
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path):
-    with held_up(tmp_path) as process:
-        process.send_signal(signal.SIGTERM)
+def test_a_second_signal_ends_it_at_once(begins, tmp_path):
+    with held_up(begins, tmp_path) as process:
+        process.send(signal.SIGTERM)
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
 
 
