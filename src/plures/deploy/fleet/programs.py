@@ -11,8 +11,9 @@ option, the process that starts tasks has loaded their modules and forks a child
 is left for the next. On systems without fork, tasks start as usual. Also, the node polls for work every second instead
 of every three.
 
-``--quick`` is for a whole federation on one machine, in demos and tests: all programs poll still more often, and a
-killed node is admitted again after 20 seconds instead of a minute. Messages and their recipients do not change.
+``--quick`` is for a whole federation on one machine, in demos and tests: all programs poll still more often, a node's
+request waits at the SuperLink until there is a message (``outbox.py``), and a killed node is admitted again after 20
+seconds instead of a minute. Messages and their recipients do not change.
 
 In all manners, the process that starts tasks is restarted when it ends (Flower would not notice, and no further task
 would run), a task has a minute to start, a node answers each message once and in turn (``inbox.py``), a program ends
@@ -118,6 +119,8 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
         give_time(importlib.import_module(TASKS_OF[name]))
     if name == NODE:
         beside("inbox").install()
+    if name == SUPERLINK and QUICK in manners:
+        beside("outbox").install()
     if name in STARTERS:
         starter: Any = importlib.import_module(STARTERS[name])
         secret = lock() if name == NODE and GUARD in manners and DESCRIPTORS.exists() else b""
