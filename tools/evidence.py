@@ -38,7 +38,7 @@ GENERAL = (
     *("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy", "Simulated fleets"),
     *("Krum, multi-Krum", "Coordinate median, trimmed mean", "Bulyan", "Norm bounding", "FLTrust", "FoolsGold"),
     *("All robust combinations", "Attacks", "Isolation by clusters", "Secure aggregation"),
-    *("Personalization under secure sums", "Compression", "Audits"),
+    *("Personalization under secure sums", "Compression", "Audits", "A network for each class of clients"),
 )
 """Entries of tests/oracles.toml that do not belong to one method of the catalogue."""
 
