@@ -34,17 +34,19 @@ class Protected:
     Attributes:
         method: the method, with its stages by name.
         combine: a robust combination.
+        coins: whether clients of a private run come by coins of their own, and not all in every round.
         examples: whether steps draw their examples by coins; it is compared with plain full batches, as many steps.
     """
 
     method: str
     combine: str | None = None
     examples: bool = False
+    coins: bool = True
 
     def begun(self, federation: Federation, rounds: int) -> Run:
         """The run before its first round."""
         work: dict[str, Any] = {"batch_size": None, "steps": 10} if self.examples else {"batch_size": 10}
-        private = "dp(" in self.method
+        private = "dp(" in self.method and self.coins
         spec = RunSpec(
             data="fashion_mnist",
             model="mlp",
@@ -73,6 +75,12 @@ PROTECTIONS = {
     "buckets of 2, geometric median": Protected("fedavg", "bucketing(size=2)+geometric_median"),
     "DP of clients": Protected("fedavg+dp(clip=1,noise=1,delta=0.001)"),
     "DP of examples, against full batches": Protected("fedavg+dp_sgd(clip=1,noise=1,rate=0.1)", examples=True),
+    "DP of clients, noise of a tree": Protected(
+        "fedavg+dp(clip=1,noise=1,delta=0.001,correlated=true,matrix=tree)", coins=False
+    ),
+    "noisy bits of every client": Protected(
+        "fedavg+dp(clip=0.01,noise=0.2,delta=0.001,trust=nobody,mechanism=duchi)", coins=False
+    ),
     "secure sum": Protected("fedavg+secure_sum"),
     "top 1 %, with feedback": Protected("fedavg+topk(0.01)+feedback"),
     "signs, with feedback": Protected("fedavg+sign+feedback"),
@@ -100,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="measure lines whose name contains this; others stay as they are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loading = {"partition": "dirichlet_per_class", "alpha": 0.5, "clients": 20, "examples": 3000}
@@ -107,15 +116,21 @@ def main() -> None:
     up, down = (f"{part / 1000:,.0f} kB" for part in traffic(PLAIN.begun(federation, 1).bound))
     lines = ["| protection | seconds of a round, plain = 1 | least to most | up | down |", "|---|---:|---:|---:|---:|"]
     lines.append(f"| none | 1 | | {up} | {down} |")
+    file = options.out.with_suffix(".md")
+    earlier = file.read_text(encoding="utf-8").splitlines() if options.only and file.exists() else []
     for name in PROTECTIONS:
+        known = [line for line in earlier if line.startswith(f"| {name} |")]
+        if options.only not in name:
+            lines += known
+            continue
         lines.append(compared(name, federation, options.rounds))
         Console().print(lines[-1], markup=False)
     text = [
         "Made by `python -m benchmarks.protection --out benchmarks/results/protection`.",
         "20 clients, 3,000 pictures of Fashion-MNIST, a perceptron with 79,510 parameters, all in one process on one "
         f"thread; the median of {options.rounds} rounds, each against a plain round just before it. Made on a busy "
-        "machine, so that only ratios mean something. Bytes of a client in a round, without keys and shares of a "
-        "secure sum.",
+        "machine, so that only ratios mean something; lines may be of different days. Bytes of a client in a round, "
+        "without keys and shares of a secure sum.",
         "\n".join(lines),
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
