@@ -227,15 +227,17 @@ def test_measuring_changes_nothing():
 
 
 def test_the_command_line_compares_methods_and_shows_phases(monkeypatch):
-    monkeypatch.setattr(console, "width", 250)
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(console, "width", 80)  # that of a small terminal, and of a pipe
+    monkeypatch.setenv("COLUMNS", "80")
     several = CliRunner().invoke(
         app, ["device", "heart", "--method", "fedavg", "--method", "ditto", "--batch-size", "16"]
     )
     assert several.exception is None, several.exception
-    rows = [line.split("│") for line in several.stdout.splitlines() if line.startswith("│")]
-    assert [row[1].strip() for row in rows] == ["fedavg", "ditto"]
-    assert [row[3].strip() for row in rows] == ["9.0", "17.9"]  # 2,242 numbers of four bytes, and twice as many
+    rows = [line.strip("│┃").replace("┃", "│").split("│") for line in several.stdout.splitlines() if line[:1] in "┃│"]
+    told = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) == 3}
+    assert told[""] == ["fedavg", "ditto"]
+    assert told["state"] == ["9.0", "17.9"]  # 2,242 numbers of four bytes, and twice as many
+    assert "measured" in told
     assert "They do not count the program" in several.stdout
     one = CliRunner().invoke(app, ["device", "heart", "--method", "fedrep", "--momentum", "0.9", "--model", "mlp"])
     assert one.exception is None, one.exception

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from plures.cli.common import (
     AllowCode,
@@ -71,7 +71,7 @@ COLUMNS = {
     "total": "total",
     "measured": "alive",
 }
-"""Headings of the table of :func:`device_command`, and their fields."""
+"""Lines of the table of :func:`device_command`, and their fields."""
 
 
 @app.command("onboard")
@@ -267,7 +267,7 @@ def device_command(
     ]
     federation = specs[0].federation(code)
     size = batch_size or int(federation.splits["train"].sizes.max())
-    table = Table("method", "at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
+    found_rows: list[list[str]] = []
     for spec in specs:
         run = spec.run(federation, Execution("loop", 1, False, "float32"), code)
         parts: list[tuple[float | None, str | None]] = [*sizes(run).items()] or [(None, None)]
@@ -277,7 +277,12 @@ def device_command(
                 title = f"{title}, {run.held.title(rate)}"
             for need in (found.peak,) if len(specs) > 1 else found.needs:
                 counted = [getattr(need, name) for name in COLUMNS.values()]
-                table.add_row(title, need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))
+                found_rows.append([title, need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up))])
+    titles, *lines = zip(*found_rows, strict=True)
+    table = Table("", *(Column(title, justify="right") for title in titles))
+    names = ("at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
+    for name, cells in zip(names, lines, strict=True):
+        table.add_row(name, *cells)
     console.print(table)
     console.print(f"kB (1000 bytes), batches of {size}. {COUNTED}", markup=False, highlight=False)
 
