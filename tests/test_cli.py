@@ -210,6 +210,7 @@ def test_compare_writes_table_results_and_report(call, tmp_path):
     ("command", "message"),
     [
         (["comparee"], "no command 'comparee'; did you mean 'compare'?"),
+        (["compare", "heart", "ditto", "fedrep"], "one data set, and then options: for methods, give --method ditto "),
         (["deploy", "sttaus"], "deploy: no command 'sttaus'; did you mean 'status'?"),
         (["run", "heart", "dito"], "no method 'dito'; did you mean 'ditto'?"),
         (["run", "hart", "ditto"], "did you mean 'heart'"),

@@ -13,7 +13,7 @@ import click
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
@@ -37,6 +37,18 @@ class Commands(TyperGroup):
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise PluresError(f"{ctx.command_path}: no command {args[0]!r}; {suggestion(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
+
+
+class OneData(TyperCommand):
+    """A command of one data set, which says how methods are named where they were written behind it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if rest:
+            named = " ".join(f"--method {name}" for name in rest)
+            raise PluresError(f"{ctx.command_path} takes one data set, and then options: for methods, give {named}")
+        return rest
 
 
 app = typer.Typer(

@@ -15,6 +15,7 @@ from rich.table import Table
 from plures.audit import audits
 from plures.cli.common import (
     Data,
+    OneData,
     Out,
     Patience,
     Processes,
@@ -48,7 +49,7 @@ from plures.tables import keep_schema, schema_of, write_schema
 from plures.track import trackers
 
 
-@app.command("compare")
+@app.command("compare", cls=OneData)
 @spread
 def compare_command(
     data: Data,
