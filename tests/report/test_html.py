@@ -245,6 +245,16 @@ def test_a_study_has_ranks_and_every_comparison() -> None:
     assert f"{TITLES[first]} has the best mean rank ({mean[first]:.2f} of 9 methods)" in found.shown()
 
 
+def test_repeated_comparisons_of_the_same_clients_have_a_mean_and_its_spread() -> None:
+    one, two = (
+        scored({"local": [[0.5] * 4], "fedavg": [[value] * 4], "fedavg_ft": [[0.7] * 4]}) for value in (0.6, 0.8)
+    )
+    page = html_report([one, two])
+    assert "70.0 ± 14.1" in page  # 60 and 80: 20 / sqrt(2)
+    assert "50.0 ± 0.0" in page
+    assert "over the lines above" not in html_report([one, comparison(clients=5)])
+
+
 def test_mean_ranks_are_among_methods_that_take_part_everywhere() -> None:
     base = {"local": [[0.5] * 4], "fedavg": [[0.6] * 4], "fedavg_ft": [[0.7] * 4]}
     lucky = scored({**base, "ditto": [[0.9] * 4]})

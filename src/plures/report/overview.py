@@ -56,6 +56,14 @@ def overview(
             f"{escape(names[place])}</button><small>{escape(comparison.metric.title)}"
             f"{', %' if comparison.metric.percent else ''}</small></th>{''.join(cells)}</tr>"
         )
+    if not begin and (over := _over(comparisons, rows, common)):
+        number = Number.among(comparisons[0].metric, [value for value, _ in over.values()])
+        cells = [
+            cell(f"{number(over[n][0])} ± {number(over[n][1])}", over[n][0]) if n in over else cell(MISSING, None)
+            for n in order
+        ]
+        name = '<th scope="row">mean ± std<small>over the lines above</small></th>'
+        lines.append(f'<tr class="total">{name}{"".join(cells)}</tr>')
     if not begin:
         means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
         lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
@@ -68,6 +76,17 @@ def overview(
         "A name, or a cell, opens that comparison below.</p>"
         f"{table('sortable study', 'Data by methods, with ranks', head, lines)}</div>"
     )
+
+
+def _over(
+    comparisons: Sequence[Comparison], rows: Sequence[list[Row]], common: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over repeated comparisons; nothing unless all have the same clients and metric."""
+    alike = {(one.metric.name, tuple(one.federation.clients)) for one in comparisons}
+    if len(alike) > 1 or len(comparisons) < 2:
+        return {}
+    means = {name: [next(row.mean for row in lines if row.name == name) for lines in rows] for name in common}
+    return {name: (float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in means.items()}
 
 
 def _answer(
