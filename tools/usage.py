@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from plures.methods import Entry
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "depthfl": (
+        "plures run heart depthfl --model mlp --model-set hidden=[32,16]",
+        "plures compare heart --method depthfl --model mlp --model-set hidden=[32,16]",
+    ),
     "fedmd": (
         "plures run heart fedmd --data donate=0.1",
         "plures compare heart --method fedmd --data donate=0.1",

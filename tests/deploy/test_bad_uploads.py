@@ -61,7 +61,7 @@ ANY: dict[str, tuple[Spoil, str]] = {
     "a header without end": (lambda m: header(b"[" * 10**4), "a message is damaged: maximum recursion depth.*"),
     "a header that is a list": (lambda m: header(b"[]"), "a message is damaged: it is not a JSON object"),
     "a header without ours": (lambda m: header(b"{}"), "a message is damaged: '__metadata__'"),
-    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 6: install .*"),
+    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 7: install .*"),
     "an unknown field": (reply(run_this="rm"), r"a message is malformed: \('run_this',\): Extra inputs .*"),
     "a wrong type": (reply(loss="low"), r"a message is malformed: \('loss',\): Input should be a valid number.*"),
     "an impossible shape": (

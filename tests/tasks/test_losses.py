@@ -23,6 +23,7 @@ from problems import quadratic, run, scalar
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
 OWN_TERMS = {
+    "depthfl": "pulls exits to each other's scores",
     "mocha": "has a ridge on the models",
     "fedhome": "rebuilds inputs",
     "fedproto": "pulls representations to prototypes",

@@ -263,7 +263,12 @@ def test_weights_that_cannot_be_are_refused(weights, message: str):
 
 
 def test_a_column_of_a_table():
-    table = {"ward": ["A"] * 20 + ["B"] * 20, "ill": [0, 1] * 20, "age": list(range(40)), "count": [1.0, 2.5] * 20}
+    table = {
+        "ward": ["A"] * 20 + ["B"] * 20,
+        "ill": [0, 1] * 20,
+        "age": [k // 2 for k in range(40)],
+        "count": [1.0, 2.5] * 20,
+    }
     data = from_table(table, target="ill", client="ward", weight="count")
     assert data.columns == ("age",)
     assert data.weights.tolist() == table["count"]
