@@ -75,6 +75,10 @@ def visit(browser: Any, folder: Path) -> Callable[..., Any]:
         browser.get("about:blank")
         browser.get_log("performance")
         browser.get(file.as_uri() + hash)
+        for _ in range(400 if hash else 0):  # a client's page opens after the page is loaded
+            if browser.execute_script("return document.getElementById('client').innerText"):
+                break
+            time.sleep(0.05)
         return browser
 
     return visit
