@@ -56,15 +56,17 @@ def overview(
             f"{escape(names[place])}</button><small>{escape(comparison.metric.title)}"
             f"{', %' if comparison.metric.percent else ''}</small></th>{''.join(cells)}</tr>"
         )
-    if not begin and (over := _over(comparisons, rows, common)):
-        number = Number.among(comparisons[0].metric, [value for value, _ in over.values()])
-        cells = [
-            cell(f"{number(over[n][0])} ± {number(over[n][1])}", over[n][0]) if n in over else cell(MISSING, None)
-            for n in order
-        ]
-        name = '<th scope="row">mean ± std<small>over the lines above</small></th>'
-        lines.append(f'<tr class="total">{name}{"".join(cells)}</tr>')
     if not begin:
+        if over := _over(comparisons, rows, common):
+            number = Number.among(comparisons[0].metric, [value for value, _ in over.values()])
+            spread = "".join(
+                cell(f"{number(over[name][0])} ± {number(over[name][1])}", over[name][0])
+                if name in over
+                else cell(MISSING, None)
+                for name in order
+            )
+            title = '<th scope="row">mean ± std<small>over the lines above</small></th>'
+            lines.append(f'<tr class="total">{title}{spread}</tr>')
         means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
         lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
     text = escape(_answer(comparisons, rows, titles, mean))
