@@ -249,7 +249,8 @@ def test_repeated_comparisons_of_the_same_clients_have_a_mean_and_its_spread() -
     one, two = (
         scored({"local": [[0.5] * 4], "fedavg": [[value] * 4], "fedavg_ft": [[0.7] * 4]}) for value in (0.6, 0.8)
     )
-    page = html_report([one, two])
+    page = html_report([one, two], "Two splits")
+    assert Page(page).inside("h1") == "Two splits"
     assert "70.0 ± 14.1" in page  # 60 and 80: 20 / sqrt(2)
     assert "50.0 ± 0.0" in page
     assert "over the lines above" not in html_report([one, comparison(clients=5)])

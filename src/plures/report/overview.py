@@ -65,8 +65,8 @@ def overview(
                 else cell(MISSING, None)
                 for name in order
             )
-            title = '<th scope="row">mean ± std<small>over the lines above</small></th>'
-            lines.append(f'<tr class="total">{title}{spread}</tr>')
+            first = '<th scope="row">mean ± std<small>over the lines above</small></th>'
+            lines.append(f'<tr class="total">{first}{spread}</tr>')
         means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
         lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
     text = escape(_answer(comparisons, rows, titles, mean))
