@@ -107,20 +107,26 @@ def cells(browser: Any, section: str = "methods") -> dict[str, dict[str, tuple[s
 
 
 def saved(browser: Any, name: str, button: str) -> str:
-    """Text of the file that a button saves. The file stays in the page, for a browser saves only ten without asking."""
-    script = """
-        const [button, done] = arguments;
-        const [make, click] = [URL.createObjectURL, HTMLAnchorElement.prototype.click];
-        let blob;
-        URL.createObjectURL = (content) => make.call(URL, (blob = content));
-        HTMLAnchorElement.prototype.click = function () {
-            blob.text().then((text) => done([this.download, text]));
-        };
-        document.querySelector(button).click();
-        URL.createObjectURL = make;
-        HTMLAnchorElement.prototype.click = click;
+    """Text of the file that a button saves, taken before the browser has it.
+
+    A browser saves only ten files of a tab without asking, and the promise of a `Blob`'s text is not always kept.
     """
-    file, text = browser.execute_async_script(script, button)
+    script = """
+        const [make, click, blob] = [URL.createObjectURL, HTMLAnchorElement.prototype.click, Blob];
+        const files = [];
+        window.Blob = class { constructor(parts) { this.text = parts.join(""); } };
+        URL.createObjectURL = (content) => `data:,${files.push([content.text])}`;
+        HTMLAnchorElement.prototype.click = function () { files.at(-1).unshift(this.download); };
+        try {
+            document.querySelector(arguments[0]).click();
+        } finally {
+            window.Blob = blob;
+            URL.createObjectURL = make;
+            HTMLAnchorElement.prototype.click = click;
+        }
+        return files;
+    """
+    ((file, text),) = browser.execute_script(script, button)
     assert file == name
     return str(text)
 
