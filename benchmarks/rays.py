@@ -27,8 +27,8 @@ from plures import Execution, Run, Training, compare, from_arrays, with_roles
 from plures.federation import Federation
 from plures.methods import fedper
 
-CHUNK, CLIENTS, WORKERS, ROUNDS = 4, 16, (1, 2, 4), 3
-SECONDS = 1.0
+CHUNK, CLIENTS, WORKERS, ROUNDS = 4, 16, (1, 2, 4), 9
+SECONDS = 1.5
 """Seconds that a round in this process should take, by the number of its steps."""
 TABLE: dict[str, Any] = {"rounds": 3, "seeds": 1, "tune_rounds": 0, "learning_rates": (0.1,)}
 
@@ -98,7 +98,7 @@ def tables(address: str, second: Node) -> dict[str, Any]:
         "seconds": took,
         "same": [values[1] == values[0], values[2] == values[0]],
         "node ended": second.process.poll() is not None,
-        "rows": {method.name: found[0].row(method.name) for method in found[0].methods},
+        "means": {method.name: found[0].row(method.name).mean for method in found[0].methods},
     }
 
 
