@@ -144,7 +144,8 @@ class Rays:
         asked = execution.processes
         self.count = int(have) if asked == "auto" else asked
         part = {"num_cpus": 1} if kind == "CPU" else {"num_cpus": 0, "num_gpus": share(have, self.count)}
-        self._options = {**part, "max_retries": RETRIES, "scheduling_strategy": "SPREAD"}
+        # One remote function for all tasks: every other would be sent to the nodes again and wait for a worker anew.
+        self._work = self._ray.remote(**part, max_retries=RETRIES, scheduling_strategy="SPREAD")(work)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Rays:
         return Rays(self._execution)
@@ -157,9 +158,9 @@ class Rays:
         return pack(what, f"ray={self._address!r}", "ray", called)
 
     def begin(self, number: int, task: Task, given: Given, item: Packed) -> None:
-        remote = connect(self._address).remote(**self._options)(work)
+        connect(self._address)
         refs = [self._put(key, one) for key, one in given.items()]
-        self._busy[remote.remote(versions(), task, list(given), tuple(item), *refs)] = number
+        self._busy[self._work.remote(versions(), task, list(given), tuple(item), *refs)] = number
 
     def _put(self, key: str, what: Packed) -> Any:
         """The reference to something in the cluster's memory; the last few stay there."""
