@@ -23,7 +23,7 @@ from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Method, Phase
 from plures.methods import METHODS, fedavg
 from plures.report.catalogue import model
-from plures.run import Cosine, Execution, Run, Training
+from plures.run import Cosine, Execution, Run, Training, Uniform
 from plures.run.capture import RECORDERS
 from plures.run.checkpoint import restore, snapshot
 from plures.run.kernels import factors
@@ -127,14 +127,22 @@ def test_optimizers_and_rates_are_not_frozen_into_a_step(optimizer):
     both(ragged([90, 40, 40]), network(), fedavg(), Training(3, batch_size=8, optimizer=optimizer, schedule=Cosine()))
 
 
-@pytest.mark.parametrize("sizes", [[200, 60, 30, 10], [40] * 4])
-def test_a_resumed_run_has_the_bits_of_one_that_went_on(sizes):
-    """Resumed, a step is recorded with one rate; in the run that goes on it reads the rate, which changes."""
+@pytest.mark.parametrize(
+    ("sizes", "chunk", "batch"), [([200, 60, 30, 10], 4, 8), ([40] * 4, 4, 8), ([*range(100, 184, 7)], 1, 32)]
+)
+def test_a_resumed_run_has_the_bits_of_one_that_went_on(sizes, chunk, batch):
+    """Resumed, a step is recorded with one rate; in the run that goes on it reads the rate, which changes.
+
+    Whether a step is padded must not depend on the batches that the run has had before either: clients that train
+    alone have batches of more sizes than are recorded.
+    """
+    net = network()
 
     def begin() -> Run:
-        training = Training(6, batch_size=8, optimizer=SGD(0.1, momentum=0.9), schedule=Cosine())
-        execution = Execution("vmap", 4, False, "float64", capture=True)
-        return Run(ragged(sizes), network(), METHODS["ditto"](), training, execution=execution, seed=1)
+        training = Training(6, batch_size=batch, optimizer=SGD(0.1, momentum=0.9), schedule=Cosine())
+        execution = Execution("vmap", chunk, False, "float64", capture=True)
+        few = Uniform(0.2)
+        return Run(ragged(sizes), net, METHODS["ditto"](), training, participation=few, execution=execution, seed=1)
 
     whole, resumed = begin(), begin()
     for _ in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +142,27 @@ def counted(
     if steps is not None:
         return per_epoch, np.full_like(sizes, steps)
     return per_epoch, np.ceil((1.0 if epochs is None else epochs) * per_epoch / per_step - 1e-9).astype(np.int64)
+
+
+def widths(sizes: NDArray[np.int64], batch: int | None, *, join_single: bool = False) -> list[int]:
+    """The different sizes of the batches in a pass over each client's examples, the most frequent first.
+
+    Args:
+        sizes: ``(clients,)`` number of examples.
+        batch: examples in a batch; ``None`` for all.
+        join_single: add a single leftover example to the batch before it.
+
+    Example:
+        >>> widths(np.array([20, 25, 5]), 10)
+        [10, 5]
+    """
+    some = sizes[sizes > 0]
+    batch = batch or int(some.max(initial=0))
+    per_epoch, _ = counted(some, batch, None, None, join_single=join_single)
+    found, number = np.unique(some - (per_epoch - 1) * batch, return_counts=True)
+    often = Counter(dict(zip(found.tolist(), number.tolist(), strict=True)))
+    often[batch] += int((per_epoch - 1).sum())
+    return [width for width, _ in often.most_common()]
 
 
 def part(count: NDArray[np.int64], efforts: NDArray[np.float64]) -> NDArray[np.int64]:

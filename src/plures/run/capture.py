@@ -24,7 +24,7 @@ from plures.run.tape import Tapes
 Tensors = list[Tensor]
 
 WIDTHS = 3
-"""Number of batch widths for which unpadded steps are recorded; with more widths, batches are padded."""
+"""Number of sizes of batches for which unpadded steps are recorded, the most frequent ones; others are padded."""
 WORTH = 4
 """Number of steps from which recording pays off in a run of one visit."""
 
@@ -191,28 +191,29 @@ class Captured:
         recordings: the recorded steps, possibly of earlier runs that compute the same.
         written: positions, in a part's ``rest``, of the leaves that steps change.
         dtype: type of the losses.
+        widths: sizes of the batches of all clients, the most frequent first.
         visits: number of visits of a client to expect.
     """
 
-    def __init__(self, recordings: Recordings, written: list[int], dtype: torch.dtype, *, visits: int) -> None:
+    def __init__(
+        self, recordings: Recordings, written: list[int], dtype: torch.dtype, *, widths: Sequence[int], visits: int
+    ) -> None:
         self._recordings, self._written, self._dtype = recordings, written, dtype
-        self._known = set[Kind]()
+        self._exact = set(widths[:WIDTHS])
         self._rates = set[float]()
         self._visits = visits
 
     def kinds(self, plan: Batches, rate: float) -> list[Kind]:
         """What to replay for each step of a plan; unpadded if all clients have batches of the same size.
 
-        This depends on the run's own visits alone, whoever recorded the steps.
+        Whether a step is padded depends on the plan alone, not on what the run has trained before: padded steps round
+        differently, and a run that is resumed must take the same steps as one that goes on.
         """
         self._rates.add(rate)
         fixed = rate if len(self._rates) == 1 else None
-        self._known = {kind for kind in self._known if kind.rate == fixed}
         stacks = [min(size for size in self._recordings.sizes if size >= active) for active in plan.active]
         widths = [even(counts[:, :active]) for counts, active in zip(plan.counts, plan.active, strict=True)]
-        known = {kind.widths for kind in self._known if not kind.padded}
-        wanted = {width for width in widths if width is not None}
-        if None in widths or len(known | wanted) > max(WIDTHS, len(known)):
+        if any(width is None or not self._exact.issuperset(width) for width in widths):
             full = (plan.rows.shape[3],) * plan.rows.shape[1]
             return [Kind(size, full, True, fixed) for size in stacks]
         return [
@@ -220,11 +221,7 @@ class Captured:
         ]
 
     def worth(self, plan: Batches) -> bool:
-        """Whether recording a plan's steps pays off.
-
-        This does not depend on what was done before: recorded steps round differently, and a run that is resumed must
-        take the same steps as one that goes on.
-        """
+        """Whether recording a plan's steps pays off; like :meth:`kinds`, whatever was done before."""
         return len(plan.rows) >= WORTH or self._visits > 1
 
     def __call__(
@@ -243,7 +240,6 @@ class Captured:
         Raises:
             RuntimeError: if a step cannot be recorded. In that case nothing has been changed.
         """
-        self._known.update(kinds)
         buffers, kinds = self._recordings.prepared(step, part, plan, kinds, keys, rate)
         losses = plan.rows.new_zeros(2, len(plan.steps), dtype=self._dtype)
         for first, last in alike(kinds, plan.active, buffers.steps):

@@ -30,6 +30,7 @@ from plures.method.leaf import by_slot
 from plures.method.state import Pass
 from plures.method.tree import detach
 from plures.models import Leaves, nested
+from plures.run import batches
 from plures.run.batches import Batches
 from plures.run.capture import Captured, Part, Recorder, Recordings
 from plures.run.facts import digest, facts
@@ -341,7 +342,12 @@ class Stacked(Steps):
         if recorder is not None:
             written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
             recorded = self._recordings(recorder, shared, clients)
-            self.captured = Captured(recorded, written, self.dtype, visits=training.rounds)
+            widths = batches.widths(
+                federation.splits["train"].sizes.numpy(),
+                training.batch_size,
+                join_single=bound.network.batch_coupled,
+            )
+            self.captured = Captured(recorded, written, self.dtype, widths=widths, visits=training.rounds)
         self.together: bool | None = None
         """Whether clients with different batches may step together; ``None`` until it is tested."""
 
