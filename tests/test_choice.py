@@ -224,6 +224,19 @@ def test_stacks_on_a_cpu_are_captured_and_less_is_hoped_of_compiling_them(timed)
     assert chosen(alike(), 1, wanted=replace(free, compile=True)).capture is False
 
 
+def test_compiling_captured_steps_is_tried_within_what_measuring_left_of_the_budget(timed):
+    """5 % of 900 rounds of 0.1 s are 4.5 s, of which a compilation, expected to take 4 s, needs nearly all."""
+    for spent, tried in ((0.4, True), (0.6, False)):
+        made = choice(alike(), replace(AUTO, capture="auto"))
+        made.training = replace(TRAINING, rounds=900)
+        made.timed[replace(AUTO, backend="vmap", chunk=20, compile=False, capture=True)] = 0.1
+        made.paces[True] = {20: [Pace(0.0, 0.01)]}
+        made.spent = spent
+        timed(Stopwatch(1e-1, quick, lambda n: 2e-3))
+        assert made.best().compile is tried
+        assert made.spent == pytest.approx(spent + 3.0 * tried)
+
+
 def test_less_is_hoped_of_compilation_where_a_network_convolves(timed):
     """A round takes 0.1 s. Compiled, it is hoped to take half of that, or nine tenths where the network convolves."""
     made = choice(alike())

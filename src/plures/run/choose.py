@@ -71,7 +71,7 @@ the first figure is used for convolutions, too, so that one step is compiled and
 """
 COMPILED_TAPE = 0.95
 """The same fraction of a step that is captured on a CPU, which compiled steps mostly did not reach; so a compilation is
-tried where it takes at most 5 % of the run."""
+tried only if the budget for measuring still covers it."""
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
 """The same fraction for a captured step on a GPU, and the expected seconds of a compilation there, until measured."""
 SPARED, HOPED = 0.8, 0.8
@@ -134,7 +134,7 @@ class Pace:
         fixed: seconds of a visit apart from its steps.
         step: seconds of one step of all these clients.
         first: extra seconds that the first visit took, for instance to compile.
-        spent: seconds that the measurement took.
+        spent: seconds that the measurement took, without them.
     """
 
     fixed: float
@@ -150,7 +150,7 @@ class Choice:
 
     Attributes:
         wanted: the user's options; those that are possible, once that is known.
-        spent: seconds spent on measuring, without compilations.
+        spent: seconds spent on measuring, with compilations.
     """
 
     bound: Bound
@@ -329,7 +329,7 @@ class Choice:
                 raise
             log.warning("%s did not run: %s", named(candidate), first_line(error))
             return None
-        self.spent += sum(each.spent for each in found)
+        self.spent += sum(each.spent + each.first for each in found)
         return found
 
     def attempt(self, candidate: Execution) -> None:
@@ -426,7 +426,9 @@ class Choice:
             free = self.wanted.chunk == "auto" and self.wanted.torch_device.type == "cpu"
             chunks = even(self.cohort) if free else [execution.chunk]
             masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
-            expected = self.compiled if base.capture == execution.capture else max(COMPILED_TAPE, self.compiled)
+            expected = self.compiled
+            if base.capture != execution.capture:
+                expected = max(expected, COMPILED_TAPE if self.machine.compilation <= self.allowed else 1.0)
             gain = self.machine.gains.get(self._network, expected)
             if done.keys() & masked.keys():
                 masked = {chunk: self.round(bare(paces), chunk, compiled=True) for chunk in masked}
