@@ -22,7 +22,9 @@ from plures.methods.temperature import temperature
 from plures.methods.threshold import best_threshold, threshold
 from plures.methods.wise_ft import GRID, wise_ft
 from plures.run import Execution, Fixed, Run, Uniform, onboard
+from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
+from plures.run.engine import Engine
 from plures.tasks import Classification
 from problems import CURVATURES, OPTIMA, predictions, predictors, quadratic, run, same, shared, weight
 from shifted import mlp, ragged
@@ -57,6 +59,39 @@ def unvalidated(data: Federation) -> Federation:
     """The same clients without validation examples."""
     nothing = Split.of([torch.zeros(0, dtype=torch.int64)] * len(data))
     return replace(data, splits={**data.splits, "validation": nothing})
+
+
+def test_clients_train_before_they_predict_once_for_a_state_of_the_run(monkeypatch):
+    """Predictors are kept until the run moves on or goes back, and only as long as they fit."""
+    visits: list[int] = []
+
+    def counted(engine: Engine, x, received, clients, *rest, **options):
+        visits.append(len(clients))
+        return visit(engine, x, received, clients, *rest, **options)
+
+    visit = Engine.visit
+    done = trained(fedavg_ft(epochs=2))
+    before = snapshot(done)
+    monkeypatch.setattr(Engine, "visit", counted)
+    first = done.predictors([0, 1])
+    again = done.predictors([0, 1])
+    assert visits == [2]
+    assert all(again[path] is leaf for path, leaf in first.items())
+    again.clear()
+    assert done.predictors([0, 1]).keys() == first.keys()
+    done.step()
+    visits.clear()
+    moved = done.predictors([0, 1])
+    assert visits == [2]
+    assert not any(torch.equal(moved[path], leaf) for path, leaf in first.items())
+    restore(done, before)
+    back = done.predictors([0, 1])
+    assert visits == [2, 2]
+    assert all(torch.equal(back[path], leaf) for path, leaf in first.items())
+    monkeypatch.setattr("plures.run.run.READY", 0)
+    done.predictors([1, 0])
+    done.predictors([1, 0])
+    assert visits == [2, 2, 2, 2]
 
 
 # Scores that are given: the model passes its only input on as the log-odds of the second class ---------------------

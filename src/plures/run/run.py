@@ -112,6 +112,7 @@ class Run(Deployed):
         if threat is not None:
             self.threat, self.given = threat, federation.to(wanted.torch_device, wanted.dtype)
         self._served: _Served | None = None
+        self._ready: _Ready | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         raise PluresError(
@@ -131,7 +132,7 @@ class Run(Deployed):
 
     def on(self, federation: Federation, setting: Setting) -> Self:
         other = super().on(federation, setting)
-        other._served = None
+        other._served = other._ready = None
         return other
 
     def arriving(self, work: Work) -> Work:
@@ -143,7 +144,22 @@ class Run(Deployed):
         Clients that have not taken part yet have nothing of their own, nor have those that told a random choice of a
         model and keep nothing. From the first round on they are served as
         newcomers (:func:`~plures.run.onboard.onboard`); what is stored for them does not change.
+
+        Where clients train before they predict, what they then predict with is kept as long as the run stays in its
+        state, up to :data:`READY` bytes.
         """
+        if not self.bound.method.predictor.preparation:
+            return self._deployed(clients)
+        if self._ready is None or self._ready.server is not self.server or self._ready.round != self.round:
+            self._ready = _Ready(self.server, self.round, {})
+        stacks, key = self._ready.stacks, tuple(clients)
+        if (found := stacks.get(key)) is None:
+            found = self._deployed(clients)
+            if sum(nbytes(stack) for stack in (*stacks.values(), found)) <= READY:
+                stacks[key] = found
+        return {slot: dict(leaves) for slot, leaves in found.items()}
+
+    def _deployed(self, clients: list[int]) -> Stack:
         anew = self._anew(clients)
         if not bool(anew.any()):
             return super().deployed(clients)
@@ -194,6 +210,31 @@ class Run(Deployed):
             slot: {path: torch.cat([stack[slot][path] for stack in found])[back] for path in leaves}
             for slot, leaves in found[0].items()
         }
+
+
+READY = 2**27
+"""Largest size, in bytes, of the predictors that are kept for a state of a run."""
+
+
+@brief
+@dataclass
+class _Ready:
+    """Predictors that were trained for one state of a run.
+
+    Attributes:
+        server: what the server kept in that state.
+        round: number of rounds finished.
+        stacks: leaves of the predictors, ``(clients, ...)``, by the positions of the clients.
+    """
+
+    server: Mapping[str, BlockState]
+    round: int
+    stacks: dict[tuple[int, ...], Stack]
+
+
+def nbytes(stack: Stack) -> int:
+    """Size of the leaves of some clients, in bytes."""
+    return sum(leaf.nbytes for leaves in stack.values() for leaf in leaves.values())
 
 
 @brief
