@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +78,9 @@ def cluster(folder: Path, cores: int = 1) -> Iterator[tuple[str, list[Node]]]:
     address, size = f"127.0.0.2:{port}", [f"--num-cpus={cores}", "--object-store-memory=100000000"]
     head = ["--head", "--node-ip-address=127.0.0.2", f"--port={port}", "--include-dashboard=false"]
     run, nodes = secrets.token_hex(4), list[Node]()
+    files = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path has at most 107 bytes
     try:
-        nodes.append(Node(f"2-{run}", [*head, *size, f"--temp-dir={folder / 'ray'}"], environment, folder / "2.log"))
+        nodes.append(Node(f"2-{run}", [*head, *size, f"--temp-dir={files}"], environment, folder / "2.log"))
         wait_for(lambda: "--block" in nodes[0].log.read_text(), nodes[0])
         second = [f"--address={address}", "--node-ip-address=127.0.0.3", *size]
         nodes.append(Node(f"3-{run}", second, environment, folder / "3.log"))
@@ -86,6 +89,7 @@ def cluster(folder: Path, cores: int = 1) -> Iterator[tuple[str, list[Node]]]:
     finally:
         for node in nodes:
             node.kill()
+        shutil.rmtree(files, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 PINS = ROOT / "constraints.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11.0", "3.12", "3.13")
+INSTALLED = ("", *re.findall(r'"\.\[(dev.*?)\]"', (ROOT / "Makefile").read_text()))
+"""Extras that are installed together: for users none, and those of `make test` and `make test-extras`."""
+ARCHIVES = ("antlr4-python3-runtime",)
+"""Packages that are released as source archives alone, and built where they are installed."""
 CUDA = ("cuda-", "nvidia-", "triton")
 """Prefixes of the packages that PyTorch's CUDA builds bring along. PyTorch itself pins their versions."""
 UNREACHABLE = ("Failed to fetch", "Could not connect", "error sending request", "Request failed", "timed out")
@@ -36,12 +41,13 @@ PATIENCE = 120.0
 def resolved(requirements: list[str], python: str, folder: Path, pins: Path = PINS) -> dict[str, str]:
     """The version of every package that some requirements install under the pins.
 
-    Only names and versions are looked up: no package is downloaded.
+    Only names and versions are looked up: no package is downloaded, but for those of ``ARCHIVES``.
     """
     uv = pytest.importorskip("uv", reason="resolving for another Python needs uv: pip install 'plures[dev]'")
     wanted = folder / "wanted.txt"
     wanted.write_text("\n".join(requirements))
     how = ["--constraint", str(pins), "--python-version", python, "--only-binary", ":all:"]
+    how += [word for name in ARCHIVES for word in ("--no-binary", name)]
     plain = ["--no-config", "--quiet", "--no-annotate", "--no-header", "--cache-dir", str(folder.parent / "uv")]
     reach = {name: value for name, value in os.environ.items() if name.lower() in PROXY}
     env = {"PATH": os.defpath, "HOME": str(folder), "UV_HTTP_TIMEOUT": "20", **reach}
@@ -73,10 +79,10 @@ def test_every_pin_exists_for_every_python(python, tmp_path):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("extra", ["", "dev"])
-def test_what_is_installed_is_pinned(python, extra, tmp_path):
+@pytest.mark.parametrize("together", INSTALLED)
+def test_what_is_installed_is_pinned(python, together, tmp_path):
     extras = PROJECT["optional-dependencies"]
-    wanted, todo = list(PROJECT["dependencies"]), [extra] if extra else []
+    wanted, todo = list(PROJECT["dependencies"]), together.split(",") if together else []
     while todo:
         for line in extras[todo.pop()]:
             requirement = Requirement(line)
