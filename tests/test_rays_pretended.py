@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ import plures.run.rays as rays
 from beside import refuses
 from bits import assert_equal
 from newcomers import clients
-from plures import PluresError, Run, Training
+from plures import PluresError, Run, Training, with_roles
 from plures.errors import PluresWarning
 from plures.method import SGD, Method, Phase
 from plures.methods import METHODS
@@ -44,17 +45,20 @@ class Pretended:
 
     Attributes:
         puts: sizes in bytes of what was put into the memory of the cluster.
+        memory: that memory, and what was put there.
         asked: the options of tasks.
         cancelled: the tasks that were given up.
-        dies: whether the next task is lost for good.
+        dies: the error with which tasks are lost for good.
     """
 
     exceptions = SimpleNamespace(RayError=RayError)
 
     def __init__(self, **resources: float) -> None:
         self.resources = resources or {"CPU": 2.0}
-        self.on, self.dies = False, False
+        self.on = False
+        self.dies: Any = None
         self.puts, self.asked, self.cancelled = list[int](), list[dict[str, Any]](), list[object]()
+        self.memory = list[tuple[Packed, Packed]]()
         self.inits = list[tuple[Any, dict[str, Any]]]()
 
     def is_initialized(self) -> bool:
@@ -73,7 +77,9 @@ class Pretended:
 
     def put(self, what: Any) -> Any:
         self.puts.append(sum(part.nbytes for part in (what[0], *what[1])))
-        return SimpleNamespace(value=what)
+        one, two = (Packed(what[0].copy(), [part.copy() for part in what[1]]) for _ in range(2))
+        self.memory.append((one, two))
+        return SimpleNamespace(value=tuple(one))
 
     def remote(self, **options: Any) -> Any:
         self.asked.append(options)
@@ -86,7 +92,7 @@ class Pretended:
 
     def get(self, one: Any) -> Any:
         if self.dies:
-            raise RayError("The node died.\nIts log says why.")
+            raise self.dies
         return one.function(*one.given)
 
     def cancel(self, one: object, force: bool) -> None:
@@ -108,10 +114,18 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     return found
 
 
-def begun(name: str, execution: Execution, **options: Any) -> Run:
+def wide() -> torch.nn.Module:
+    """A network whose parameters are large enough to lie apart."""
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 256), torch.nn.BatchNorm1d(256), torch.nn.Linear(256, 2))
+    return with_roles(layers, head="2")
+
+
+def begun(name: str, execution: Execution, network: Any = model, **options: Any) -> Run:
     data, _ = clients()
     method = METHODS[name]()
-    return Run(data, lambda: model(), method, WORK, participation=Uniform(0.8), seed=3, execution=execution, **options)
+    return Run(
+        data, lambda: network(), method, WORK, participation=Uniform(0.8), seed=3, execution=execution, **options
+    )
 
 
 @pytest.mark.parametrize("name", ["ditto", "scaffold", "ifca"])
@@ -121,6 +135,18 @@ def test_every_bit_is_that_of_one_process_whichever_task_is_done_first(ray, name
     for _ in range(2):
         assert two.step().loss == one.step().loss
     assert_equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ditto", "scaffold", "ifca", "apple", "fedper", "lora", "pfedhn"])
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_what_all_workers_of_a_node_read_is_not_written_to(ray, name, backend):
+    """Otherwise they would compute with each other's values."""
+    one, two = (begun(name, replace(how, backend=backend), wide) for how in (ONE, RAY))
+    for _ in range(2):
+        assert two.step().loss == one.step().loss
+    assert_equal(one, two)
+    assert sum(len(found.parts) for found, _ in ray.memory) > 2
+    assert all(found.key == put.key for found, put in ray.memory)
 
 
 def test_data_are_put_once_for_all_runs_of_a_machine_and_the_state_of_a_round_once(ray):
@@ -139,18 +165,26 @@ def test_tasks_are_tried_again_elsewhere_and_one_that_is_lost_for_good_is_told_i
     run.step()
     assert ray.asked[0] == {"max_retries": 3, "scheduling_strategy": "SPREAD", "num_cpus": 1}
     before = snapshot(run)
-    ray.dies = True
+    ray.dies = RayError("The node died.\nIts log says why.")
     said = r"^round 2: a task could not be done on the cluster \(RayError: The node died\.\)$"
     with pytest.raises(PluresError, match=said):
         run.step()
     assert all(torch.equal(value, before[name]) for name, value in snapshot(run).items())
     assert len(ray.cancelled) == 1  # the other one that had begun
-    ray.dies = False
+    ray.dies = None
     run.step()
     one = begun("fedavg", ONE)
     one.step()
     one.step()
     assert_equal(one, run)
+
+
+def test_a_module_that_a_node_lacks_is_named(ray):
+    run = begun("fedavg", RAY)
+    ray.dies = RayError("\x1b[36mray::work()\x1b[39m (pid=1)")
+    ray.dies.cause = ModuleNotFoundError("No module named 'mine'", name="mine")
+    with pytest.raises(PluresError, match=r"^ray='local': a node lacks the module 'mine': your own modules must be "):
+        run.step()
 
 
 def test_what_a_visit_refuses_is_said_as_in_one_process(ray, monkeypatch):
@@ -293,6 +327,37 @@ def test_addresses_at_which_nothing_of_ray_answers(monkeypatch, tmp_path):
         PluresError, match=rf"^ray='auto': 127\.0\.0\.1:{port}, where the cluster should be: nothing ans"
     ):
         rays.found("auto")
+
+
+def test_nothing_is_written_for_a_cluster_that_is_not_there(ray, says, tmp_path):
+    (tmp_path / "s.toml").write_text('data = ["heart"]\nmethods = ["fedavg"]\nname = "s"\nbudgets = [{rounds = 1}]\n')
+    for words in (["run", "heart", "ditto"], ["compare", "heart"], ["study", tmp_path / "s.toml"]):
+        status, told = says(*words, "--ray", "127.0.0.1:1", "--out", tmp_path / "out")
+        assert (status, told.startswith("error: ray='127.0.0.1:1': nothing answers")) == (2, True), told
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_address_in_the_environment_is_named(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "head")
+    with pytest.raises(
+        PluresError, match=r"^ray='auto': RAY_ADDRESS=head: give the HOST:PORT of a cluster's head node$"
+    ):
+        rays.found("auto")
+
+
+@pytest.mark.parametrize(
+    ("at", "own", "same"),
+    [
+        ("head:1", "head:1", True),
+        ("localhost:1", "127.0.0.1:1", True),  # a name, and its number
+        ("127.0.0.1:1", "127.0.0.3:1", True),  # for Ray, the first is this machine, as is the second
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("127.0.0.2:1", "127.0.0.3:1", False),
+        ("127.0.0.1:1", "203.0.113.9:1", False),  # no address of this machine
+    ],
+)
+def test_a_cluster_has_several_addresses(at, own, same):
+    assert rays.same(at, own) is same
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from torch import nn
 from bits import assert_equal
 from newcomers import clients
 from people import FAST, net, people
-from plures import PluresError, Run, RunFolder, Training, compare
+from plures import PluresError, Run, RunFolder, Training, compare, with_roles
 from plures.method import SGD, Method, Phase
 from plures.methods import METHODS
 from plures.report.catalogue import model
@@ -33,18 +33,23 @@ WORK = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Node]]]:
-    with cluster(tmp_path_factory.mktemp("nodes")) as (address, started):
+    with cluster(tmp_path_factory.mktemp("nodes"), cores=2) as (address, started):
         yield address, started
         import ray
 
         ray.shutdown()
 
 
-def begun(name: str, ray: str | None = None) -> Run:
+def wide() -> nn.Module:
+    """A network whose parameters are large enough to be read where all workers of a node read them."""
+    return with_roles(nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 2)), head="2")
+
+
+def begun(name: str, ray: str | None = None, network: Callable[[], nn.Module] = wide) -> Run:
     data, _ = clients()
-    execution = Execution("loop", 2, False, "float32", ray=ray)
+    execution = Execution("loop", 1, False, "float32", ray=ray)
     method = Method(schedule=(Phase("model", marking),)) if name == "marking" else METHODS[name]()
-    made = (lambda: nn.Linear(8, 2)) if name == "marking" else (lambda: model())
+    made = (lambda: nn.Linear(8, 2)) if name == "marking" else (lambda: network())
     return Run(data, made, method, WORK, participation=Uniform(0.8), seed=3, execution=execution)
 
 
@@ -53,7 +58,7 @@ def test_every_bit_is_that_of_one_process(nodes, name):
     """Personal leaves, clusters by loss, views of others, weights that clients compute."""
     before = signal.getsignal(signal.SIGTERM)
     one, two = begun(name), begun(name, nodes[0])
-    assert two.execution.processes == 2
+    assert two.execution.processes == 4
     assert signal.getsignal(signal.SIGTERM) is before
     for _ in range(2):
         here, there = one.step(), two.step()
@@ -142,10 +147,10 @@ def test_a_node_that_is_killed_in_a_round_costs_its_work_and_nothing_else(nodes)
 SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
-from test_rays import begun, Path
+from test_rays import begun, model, Path
 from plures import fit
 if __name__ == "__main__":
-    run = begun("ditto", "local")
+    run = begun("ditto", "local", model)
     fit(run, "rays", checkpoint=Path({file!r}), progress=lambda point: print(point.round, flush=True))
 """
 
@@ -172,7 +177,7 @@ def test_ctrl_c_ends_a_cluster_of_its_own_after_the_round(tmp_path):
     while marked(mark) and time.monotonic() < end:
         time.sleep(0.1)
     assert marked(mark) == []
-    went_on, whole = begun("ditto"), begun("ditto")
+    went_on, whole = begun("ditto", network=model), begun("ditto", network=model)
     fit(went_on, "rays", checkpoint=file)
     fit(whole, "whole")
     assert_equal(whole, went_on)

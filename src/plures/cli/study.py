@@ -58,9 +58,9 @@ def study_command(
     if mend:
         found = recover(folder)
         console.print(f"{found} results could be read; the damaged file is {folder / 'study.db.damaged'}")
+    ray = address_of(ray or source.document.execution.ray)
     store = Store(folder)
     try:
-        ray = address_of(ray or source.document.execution.ray)
         begin(studied, store)
         measure(studied, store, quiet, ray)
         known = ahead(studied, store)

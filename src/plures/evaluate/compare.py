@@ -474,6 +474,7 @@ class _Study:
         if known is not None:
             insist(f"{self.out} holds another comparison", known.get(KEY), asked)
         else:
+            address_of(self.execution.ray)  # nothing is written for a cluster that is not there
             write_json(file, json.loads(json.dumps({**settings, KEY: asked}, default=str)))
 
     def question(self, entry: Entry, spec: RunSpec) -> Fingerprint:

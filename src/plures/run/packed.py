@@ -52,7 +52,7 @@ class Packed(NamedTuple):
         return pickle.loads(self.body.data, buffers=[part.copy() if copied else part for part in self.parts])
 
 
-def pack(what: object, option: str, extra: str, called: str) -> Packed:
+def pack(what: object, option: str, extra: str, called: str, *, apart: bool = True) -> Packed:
     """Pack an object: definitions in a script or notebook by value, the rest by name.
 
     Args:
@@ -60,6 +60,8 @@ def pack(what: object, option: str, extra: str, called: str) -> Packed:
         option: the option that needs it, for errors.
         extra: the extra of plures that installs what this needs.
         called: what the object is called in errors.
+        apart: whether large tensors lie apart. If not, whoever unpacks the object has tensors of its own, and may
+            change them: the parameters of a network, for example, to which steps write.
 
     Raises:
         PluresError: if cloudpickle is missing, or if a part cannot leave this process.
@@ -74,7 +76,7 @@ def pack(what: object, option: str, extra: str, called: str) -> Packed:
             if not _plain(one):
                 return super().reducer_override(one)
             held = one.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            own = pickle.PickleBuffer(held) if one.nbytes >= APART else bytearray(held)
+            own = pickle.PickleBuffer(held) if apart and one.nbytes >= APART else bytearray(held)
             return _tensor, (own, one.dtype, tuple(one.shape), one.device.type)
 
     def keep(buffer: pickle.PickleBuffer) -> None:

@@ -74,8 +74,9 @@ class Pool(Local):
         """What all visits of a round need: the data and the run, once, and the state of the round."""
         if not self._given:
             execution = replace(run.execution, processes=1, ray=None, clients_on_disk=None)
-            for what in (run.federation, (run.origin, run.setting, run.training, execution)):
-                one = self.executor.pack(what, "the run")
+            facts = run.origin, run.setting, run.training, execution
+            for what, apart in ((run.federation, True), (facts, False)):  # steps write to the network's parameters
+                one = self.executor.pack(what, "the run", apart=apart)
                 self._given[one.key] = one
         state = self.executor.pack((run.round, run.last, run.server, dict(server), run.turn), "the state of the run")
         return {**self._given, uuid.uuid4().hex: state}

@@ -48,8 +48,8 @@ class Processes:
     def free(self) -> int:
         return len(self._free) if self.workers else self.count
 
-    def pack(self, what: object, called: str) -> Packed:
-        return pack(what, f"processes={self.count}", "pool", called)
+    def pack(self, what: object, called: str, *, apart: bool = True) -> Packed:
+        return pack(what, f"processes={self.count}", "pool", called, apart=apart)
 
     def begin(self, number: int, task: Task, given: Given, item: Packed) -> None:
         if not self.workers:

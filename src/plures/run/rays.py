@@ -32,6 +32,7 @@ ANSWER_SECONDS = 3.0
 """Longest wait for the first answer of an address."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a client of HTTP/2, which Ray's servers speak, sends first: a preface and an empty frame of settings."""
+LOOPBACK = {"127.0.0.1", "::1"}
 QUIET = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
@@ -49,7 +50,7 @@ def connect(address: str) -> Any:
     at = None if address == "local" else found(address)
     if ray.is_initialized():
         own = ray.get_runtime_context().gcs_address
-        if at not in (None, own):
+        if at is not None and not same(at, own):
             raise PluresError(f"ray={address!r}: this process is connected to {own}; call ray.shutdown() first")
         return ray
     with handlers():
@@ -89,16 +90,20 @@ def found(address: str) -> str:
     Raises:
         PluresError: if nothing does, or something that is not Ray.
     """
-    at = address
-    if address == "auto":
+    at, begin = address, f"ray={address!r}: "
+    if address == "auto" and os.environ.get("RAY_ADDRESS"):
+        at = os.environ["RAY_ADDRESS"]
+        begin += f"RAY_ADDRESS={at}: "
+    elif address == "auto":
         note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-        at = os.environ.get("RAY_ADDRESS") or (note.read_text(encoding="utf-8").strip() if note.exists() else "")
+        at = note.read_text(encoding="utf-8").strip() if note.exists() else ""
         if not at:
-            raise PluresError("ray='auto': no Ray cluster runs on this machine: start one with ray start, or say local")
+            raise PluresError(f"{begin}no Ray cluster runs on this machine: start one with ray start, or say local")
+        begin += f"{at}, where the cluster should be: "
     host, _, port = at.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        raise PluresError(f"ray={address!r}: give local, auto or the HOST:PORT of a cluster's head node")
-    begin = f"ray={address!r}: " + ("" if at == address else f"{at}, where the cluster should be: ")
+        either = "local, auto or " if at == address else ""
+        raise PluresError(f"{begin}give {either}the HOST:PORT of a cluster's head node")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as reached:
             reached.sendall(PREFACE)
@@ -108,6 +113,36 @@ def found(address: str) -> str:
     if answer[3:] != PREFACE[27:28]:
         raise PluresError(f"{begin}what answers is not Ray; give the HOST:PORT that ray start said")
     return at
+
+
+def same(at: str, own: str) -> bool:
+    """Whether an address is that of the cluster which calls itself by another, such as a host by its number.
+
+    For Ray, the loopback address stands for this machine.
+    """
+    (host, _, port), (other, _, own_port) = at.rpartition(":"), own.rpartition(":")
+    if at == own or port != own_port:
+        return at == own
+    numbers, others = numbers_of(host), numbers_of(other)
+    return bool(numbers & others) or (bool(numbers & LOOPBACK) and any(map(here, others)))
+
+
+def numbers_of(host: str) -> set[str]:
+    """The IP addresses of a host; none if it is not known."""
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return set()
+
+
+def here(number: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in number else socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.bind((number, 0))
+        except OSError:
+            return False
+    return True
 
 
 def first(error: BaseException) -> str:
@@ -135,6 +170,7 @@ class Rays:
         self._sent = {} if sent is None else sent
         self._busy: dict[Any, int] = {}
         self._ray = connect(self._address)
+        self._at = self._address if self._address == "local" else str(address_of(self._address))
         device = execution.torch_device.type
         kind = "CPU" if device == "cpu" else "GPU"
         have = self._ray.cluster_resources().get(kind, 0.0)
@@ -154,11 +190,11 @@ class Rays:
     def free(self) -> int:
         return self.count - len(self._busy)
 
-    def pack(self, what: object, called: str) -> Packed:
-        return pack(what, f"ray={self._address!r}", "ray", called)
+    def pack(self, what: object, called: str, *, apart: bool = True) -> Packed:
+        return pack(what, f"ray={self._address!r}", "ray", called, apart=apart)
 
     def begin(self, number: int, task: Task, given: Given, item: Packed) -> None:
-        connect(self._address)
+        connect(self._at)
         refs = [self._put(key, one) for key, one in given.items()]
         self._busy[self._work.remote(versions(), task, list(given), tuple(item), *refs)] = number
 
@@ -178,7 +214,13 @@ class Rays:
             try:
                 body, parts = self._ray.get(one)
             except self._ray.exceptions.RayError as error:
-                raise GoneError(f"a task could not be done on the cluster ({first(error)})") from error
+                cause = getattr(error, "cause", None) or error
+                if isinstance(cause, ModuleNotFoundError):
+                    raise PluresError(
+                        f"ray={self._address!r}: a node lacks the module {cause.name!r}: your own modules must be "
+                        "importable on all nodes, such as from the folder where the command starts"
+                    ) from error
+                raise GoneError(f"a task could not be done on the cluster ({first(cause)})") from error
             results.append((number, Packed(body, parts).unpacked(copied=True)))
         return results
 

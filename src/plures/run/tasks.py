@@ -84,8 +84,8 @@ class Executor(Protocol):
     @property
     def free(self) -> int: ...
 
-    def pack(self, what: object, called: str) -> Packed:
-        """Pack something for the processes."""
+    def pack(self, what: object, called: str, *, apart: bool = True) -> Packed:
+        """Pack something for the processes; large tensors lie apart, in memory that processes share, or they do not."""
 
     def begin(self, number: int, task: Task, given: Given, item: Packed) -> None:
         """Begin a task."""
