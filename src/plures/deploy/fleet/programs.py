@@ -16,8 +16,9 @@ request waits at the SuperLink until there is a message (``outbox.py``), and a k
 seconds instead of a minute. Messages and their recipients do not change.
 
 In all manners, the process that starts tasks is restarted when it ends (Flower would not notice, and no further task
-would run), a task has a minute to start, a node answers each message once and in turn (``inbox.py``), a program ends
-within seconds of SIGTERM and at once on a second one, and its files are readable only by its user.
+would run), a task has a minute to start, a node answers each message once and in turn (``inbox.py``), a request passes
+only those layers of Flower that concern it (``layers.py``), a program ends within seconds of SIGTERM and at once on a
+second one, and its files are readable only by its user.
 
 This file is run as a script and loads plures only where a task needs it; Flower's programs themselves need no torch.
 """
@@ -119,6 +120,9 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
         give_time(importlib.import_module(TASKS_OF[name]))
     if name == NODE:
         beside("inbox").install()
+    if name in (NODE, SUPERLINK):
+        layers = beside("layers")
+        layers.install(layers.AT_NODE if name == NODE else layers.AT_SUPERLINK)
     if name == SUPERLINK and QUICK in manners:
         beside("outbox").install()
     if name in STARTERS:
