@@ -124,6 +124,21 @@ def test_a_fault_is_told_with_key_and_line(text: str, line: int, key: str, words
     assert words in first
 
 
+def test_parameters_that_need_each_other_are_judged_together() -> None:
+    def read(parameters: str) -> None:
+        parse_study(f"{HEAD}{DATA}[[methods]]\nname = 'heterofl'\nparameters = {parameters}", "study.toml", Path())
+
+    read("{ budget = 'bytes', limit = 1e6 }")
+    with pytest.raises(PluresError, match=r"methods\[0\]\.parameters\.budget: .*needs one of column"):
+        read("{ budget = 'bytes', scaler = false }")
+    with pytest.raises(PluresError) as caught:
+        read("{ budget = 'bytes', limit = 1e6, rates = [2.0] }")
+    assert str(caught.value).count("\n") == 0
+    assert "methods[0].parameters.rates: rates=(2.0,): give shares" in str(caught.value)
+    with pytest.raises(PluresError, match=r"methods\[0\]\.parameters: .*needs one of column"):
+        read("{ budget = 'bytes', limit = 1e6, column = 'a' }")
+
+
 def test_all_faults_at_once_in_the_order_of_their_lines() -> None:
     text = HEAD + "methods = ['dito']\n" + DATA + "model = 'mpl'\n[tuning]\nlr = [0]\n"
     with pytest.raises(PluresError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.evaluate.tuning import tuned, untuned
 from plures.federation import DATASETS
+from plures.methods.entry import Entry
 from plures.study.document import CLOCKED, DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
 from plures.tables import is_table
@@ -283,8 +284,7 @@ def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[
             f"is not a parameter of {part.name}; {suggestion(key, entry.defaults, 'they are')}",
         )
         return
-    for key, value in part.parameters.items():
-        yield from _refused(lambda key=key, value=value: entry(**{key: value}), (*path, "parameters", key))  # type: ignore[misc]
+    yield from _parameter_faults(entry, part.parameters, (*path, "parameters"))
     if not tuned(entry):
         for key in {"lr", "space"} & part.model_fields_set:
             yield (*path, key), f"is not used: {untuned(entry, part.name)}; take it out"
@@ -305,6 +305,20 @@ def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[
             for value in listed:
                 fixed = {**part.parameters, key: value}
                 yield from _refused(lambda fixed=fixed: entry(**fixed), here)  # type: ignore[misc]
+
+
+def _parameter_faults(entry: Entry, parameters: Mapping[str, object], path: KeyPath) -> Iterator[Fault]:
+    """A method's objections to its parameters together, at those that are wrong alone and beside each other one."""
+
+    def refused(*keys: str) -> list[Fault]:
+        return list(_refused(lambda: entry(**{key: parameters[key] for key in keys}), (*path, keys[0])))
+
+    together = list(_refused(lambda: entry(**parameters), path))
+    if not together:
+        return
+    each = {key: refused(key) for key in parameters}
+    alone = {key: faults for key, faults in each.items() if faults and all(refused(key, other) for other in parameters)}
+    yield from [fault for faults in alone.values() for fault in faults] or together
 
 
 def _refused(build: Callable[[], object], path: KeyPath) -> Iterator[Fault]:
