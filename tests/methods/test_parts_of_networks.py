@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cutting import one_hidden, small
 from plures.codecs import TopK
 from plures.errors import PluresError
 from plures.federation import Split
 from plures.method import Combine, Method, Mixed, Personal, Sizes, head
 from plures.methods import ditto, fedavg, fedper, fedprox, fjord, heterofl, hetlora, ifca, lora
-from plures.models import har_cnn, mlp, resnet, with_roles
+from plures.models import har_cnn, mlp, resnet
 from plures.models.footprint import footprint
 from plures.models.reference import NETWORKS
 from plures.models.widths import check, narrowed, widths_of
@@ -30,12 +31,6 @@ from shifted import ragged
 LOOP = Execution("loop", 2, False, "float64")
 plain = partial(heterofl, scaler=False, masked=False)
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
-
-
-def small() -> nn.Module:
-    """Five inputs, hidden layers of 6 and 4, three classes."""
-    layers = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
-    return with_roles(layers, head="4")
 
 
 def shared(done: Run) -> dict[str, Tensor]:
@@ -144,15 +139,6 @@ def test_a_footprint_by_hand():
 # --- rounds by hand ---------------------------------------------------------------------------------------------
 
 
-def one_hidden() -> nn.Module:
-    """``o = w2 . relu(w1 x)`` with ``w1 = (1, 2)`` and ``w2 = (3, -1)``."""
-    layers = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        layers[0].weight.copy_(torch.tensor([[1.0], [2.0]]))
-        layers[2].weight.copy_(torch.tensor([[3.0, -1.0]]))
-    return layers
-
-
 @pytest.mark.oracle("HF1")
 @pytest.mark.parametrize("execution", [EXACT, LOOP])
 def test_hf1_a_round_of_two_sizes_by_hand(execution):
@@ -172,6 +158,32 @@ def test_hf2_the_scaler_by_hand():
     assert found["model/2.weight"].flatten().tolist() == close([(2.8 + 1.0) / 2, -1.4])
     outputs = done.predict("b", torch.ones(1, 1))[0]
     assert float(outputs) == close(1.9 * max(0.0, -2.3 / 0.5))
+
+
+@pytest.mark.oracle("HF2")
+def test_hf2_with_the_scaler_hidden_layers_learn_at_a_rate_divided_by_the_square_of_the_share():
+    """A part with leaves w is the network with w / r and no scaler; w -= lr g / r is w / r -= lr / r^2 g."""
+    share, rate, steps = 0.5, 0.1, 3
+    federation = ragged().take([0])
+    method = heterofl(rates=(share,), masked=False)
+    done = run(method, 1, federation=federation, model=small, steps=steps, lr=rate)
+    module = started(small, share)
+    hidden = [p for path, p in module.named_parameters() if not path.startswith("4.")]
+    with torch.no_grad():
+        for p in hidden:
+            p /= share
+    groups = [{"params": hidden, "lr": rate / share**2}, {"params": list(module[4].parameters())}]
+    optimizer = torch.optim.SGD(groups, rate)
+    rows = federation.splits["train"][0]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        scores = module(federation.inputs[rows].double())
+        torch.nn.functional.cross_entropy(scores, federation.targets[rows]).backward()
+        optimizer.step()
+    held = done.states([0])["model"]
+    for path, p in module.named_parameters():
+        wanted = p.detach() * (1.0 if path.startswith("4.") else share)
+        assert torch.allclose(done.held.part(path, held[path][0], 0), wanted, atol=1e-10), path
 
 
 @pytest.mark.oracle("HF3")

@@ -81,6 +81,7 @@ from plures.run.fingerprint import (
 from plures.run.machine import Machine
 from plures.run.origin import builder
 from plures.run.rays import address_of
+from plures.run.timed import timed
 from plures.signature import checked, shown
 from plures.tables.source import keep_schema
 from plures.tasks import Task
@@ -652,7 +653,8 @@ class _Study:
 
     def bound(self, entry: Entry, spec: RunSpec) -> Bound:
         """A method bound to the comparison's model and clients."""
-        method, setting = spec.built(entry=entry), Setting.of(self.federation.to("cpu"))
+        method = spec.built(entry=entry)
+        setting = timed(Setting.of(self.federation.to("cpu")), spec.who(), spec.training())
         return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
     def _tune(self, entry: Entry) -> Tuned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -501,7 +501,8 @@ class RunFolder:
         found = difference({METHOD: kept, MODEL: leaves[0]}, {METHOD: code, MODEL: leaves[1]}, values=False)
         if found is not None:
             raise PluresError(f"this is not the model and the method of the run in {self.path}: {found}")
-        return Engine(method.bind(network, setting), federation, Training(), execution, seed)
+        anyhow = method if method.sizes is None else replace(method, sizes=method.sizes.untimed())
+        return Engine(anyhow.bind(network, setting), federation, Training(), execution, seed)
 
     def bound(self) -> Bound:
         """The run's method, bound to its network, without its data."""

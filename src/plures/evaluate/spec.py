@@ -48,6 +48,7 @@ from plures.run.machine import Machine
 from plures.run.origin import Origin
 from plures.run.participation import drawn
 from plures.run.selection import SELECTED
+from plures.run.timed import timed
 from plures.run.together import PooledRun
 from plures.run.training import RATE_SCHEDULES
 from plures.signature import arguments, shown
@@ -485,7 +486,7 @@ class RunSpec(Result):
         if entry.together:
             return "all data are in one place, and nothing is combined"
         plain = entry(**self.parameters)
-        setting = Setting.of(federation)
+        setting = timed(Setting.of(federation), self.who(), self.training())
 
         def origin(method: Method) -> Origin:
             return Origin.of(method, model, setting, federation.to("cpu"), torch.get_default_dtype())

@@ -22,7 +22,10 @@ AGE = "rounds missed"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
 LATER = "comes later"
 """Whether a client is served as a newcomer, 1 or 0; kept by the run."""
-KEPT = ("examples", "labels", AGE, LATER)
+TRAVEL, WORK = "seconds of a byte", "seconds of an operation"
+"""How long each client's device takes to receive and send a byte of the network, and to do an operation for each
+example of all steps of a visit; kept by a run on simulated devices."""
+KEPT = ("examples", "labels", AGE, LATER, TRAVEL, WORK)
 """Facts that do not come from metadata; a column with such a name is not a fact."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,13 +13,13 @@ from plures.brief import brief
 from plures.content import by_content
 from plures.errors import PluresError
 from plures.method.layout import Selector
-from plures.method.setting import Setting
+from plures.method.setting import TRAVEL, WORK, Setting
 from plures.method.shares.share import Share
 from plures.method.tree import like
 from plures.models import Leaves, Network
 from plures.models.alternatives import OneOf
 from plures.models.exits import Staged, stages_of
-from plures.models.footprint import Budget, footprint
+from plures.models.footprint import Budget, Footprint, footprint
 from plures.models.oneof import networks_of
 from plures.models.units import SLACK, Widths
 from plures.models.widths import check, narrowed, part_of, widths_of
@@ -137,7 +137,8 @@ class Sizes:
             the clients get them in turn, in their order.
         column: metadata column with each client's rate; or, with a budget, with what its device has. Blocks can only be
             cut after an exit, so there a client gets the largest of ``rates`` up to its own.
-        budget: what ``column`` or ``limit`` limits; each client gets the largest of the rates that fits.
+        budget: what ``column`` or ``limit`` limits; each client gets the largest of the rates that fits. ``seconds``,
+            of a visit on simulated devices, are a wish: who cannot be done in time with any rate gets the smallest.
         limit: what every device has, where there is no column.
         batch: examples of a training step, for the budget ``memory``.
         layers: the layers whose units may be left out; default: all hidden ones.
@@ -168,6 +169,10 @@ class Sizes:
             raise PluresError(f"limit={self.limit}: say of what, such as budget='parameters'")
         if self.batch < 1:
             raise PluresError(f"batch={self.batch}: a batch has at least 1 example")
+
+    def untimed(self) -> Sizes:
+        """The same, where no device is known and who holds what does not matter."""
+        return self if self.budget != "seconds" else replace(self, budget=None, column=None, limit=None)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -264,11 +269,14 @@ class Sizes:
 
     def _fitting(self, network: Network, widths: Widths, setting: Setting, budget: Budget) -> list[float]:
         """For every client the largest part that its device can hold."""
-        module, needs = network.trainable(), dict[float, int]()
+        module, needs = network.trainable(), dict[float, list[float]]()
         for rate in self._parts(widths):
-            few = narrowed(module, widths, self._units(widths, rate))
-            needs[rate] = footprint(few, setting.example).of(budget, self.batch)
-        parts = self.levels if self.by != "network" else sorted(needs, key=lambda rate: -needs[rate])
+            few = footprint(narrowed(module, widths, self._units(widths, rate)), setting.example)
+            if budget == "seconds":
+                needs[rate] = _seconds(few, setting)
+            else:
+                needs[rate] = [few.of(budget, self.batch)] * len(setting)
+        parts = self.levels if self.by != "network" else sorted(needs, key=lambda rate: -needs[rate][0])
         if self.column is None:
             limits = [float(self.limit or 0)] * len(setting)
         else:
@@ -277,18 +285,35 @@ class Sizes:
                 raise PluresError(f"column {self.column!r} has words, but budget={budget!r} needs numbers")
             limits = column.tolist()
         found = []
-        for client, limit in zip(setting.clients, limits, strict=True):
-            fits = [rate for rate in parts if needs[rate] <= limit]
+        for place, (client, limit) in enumerate(zip(setting.clients, limits, strict=True)):
+            fits = [rate for rate in parts if needs[rate][place] <= limit]
+            if not fits and budget == "seconds":
+                fits = [parts[-1]]
             if not fits:
                 least = parts[-1]
                 several = self.by == "network"
                 what = f"network {widths.widths[int(least)].name}" if several else f"network of rate {least:g}"
                 raise PluresError(
-                    f"client {client!r} has {limit:g} {budget}, but the {what} needs {needs[least]}: add a smaller "
-                    f"{'network' if several else 'rate'}, or leave the client out"
+                    f"client {client!r} has {limit:g} {budget}, but the {what} needs {needs[least][place]}: add a "
+                    f"smaller {'network' if several else 'rate'}, or leave the client out"
                 )
             found.append(fits[0])
         return found
+
+
+def _seconds(network: Footprint, setting: Setting) -> list[float]:
+    """How long every client takes to receive a network, to train it, and to send it.
+
+    Raises:
+        PluresError: if nothing is known about devices.
+    """
+    if TRAVEL not in setting.facts:
+        raise PluresError(
+            "budget='seconds' needs to know how fast devices are, and there are none: name some, such as fleet='phones'"
+        )
+    travel, work = (setting.facts[name].double() for name in (TRAVEL, WORK))
+    found: list[float] = (network.bytes * travel + network.flops * work).tolist()
+    return found
 
 
 def sizes_of(given: Sizes | None, module: nn.Module) -> Sizes | None:

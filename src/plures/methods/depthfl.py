@@ -42,8 +42,9 @@ def depthfl(
             is 1, and an exit comes after every smaller one, rounded up to whole blocks.
         column: metadata column with each client's share, of which it gets the largest of the rates up to it; or, with
             ``budget``, with what its device has of that.
-        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example) or ``memory``
-            (bytes of a step of plain SGD): each client gets the largest of the rates that its device can hold.
+        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example), ``memory``
+            (bytes of a step of plain SGD) or ``seconds`` (of a visit, on simulated devices): each client gets the
+            largest of the rates that fits its device, and the smallest if none is done in those seconds.
         limit: what every device has, in place of ``column``.
         batch: examples of a step, for ``budget="memory"``.
         consistency: weight of what exits teach each other.

@@ -38,8 +38,9 @@ def fjord(
     Args:
         rates: the widths, as shares of the units; the clients hold them in turn, in their order, or as follows.
         column: metadata column with each client's rate; or, with ``budget``, with what its device has of that.
-        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example) or ``memory``
-            (bytes of a step of plain SGD): each client gets the largest of the rates that its device can hold.
+        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example), ``memory``
+            (bytes of a step of plain SGD) or ``seconds`` (of a visit, on simulated devices): each client gets the
+            largest of the rates that fits its device, and the smallest if none is done in those seconds.
         limit: what every device has, in place of ``column``.
         batch: examples of a step, for ``budget="memory"``.
         alpha: weight of self-distillation, from 0 to 1.

@@ -72,7 +72,9 @@ def heterofl(
 
     * Scaler: what each hidden linear or convolutional layer gives is divided by ``r``, so that parts of different sizes
       give values of one scale. The authors do so in training alone, because they predict with the whole network; here a
-      client predicts with what it trained.
+      client predicts with what it trained. Hidden layers then learn as with a rate divided by ``r**2``, 16 times as
+      fast where ``r`` is 1/4. A normalisation after the layer undoes that, as in the authors' networks; without one,
+      leave the scaler out or take a smaller learning rate, or weak clients diverge.
     * Masked cross-entropy: in a client's loss, scores of classes that it does not have are 0, so it learns nothing
       about them. It applies where every example has one class.
     * Static batch normalisation: no running statistics travel. The authors collect them from all clients after
@@ -81,8 +83,9 @@ def heterofl(
     Args:
         rates: shares of the units that the clients hold, in turn, in their order; or those to choose from.
         column: metadata column with each client's rate; or, with ``budget``, with what its device has of that.
-        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example) or ``memory``
-            (bytes of a step of plain SGD): each client gets the largest of the rates that its device can hold.
+        budget: ``parameters``, ``bytes`` (that travel), ``flops`` (of a training step, for each example), ``memory``
+            (bytes of a step of plain SGD) or ``seconds`` (of a visit, on simulated devices): each client gets the
+            largest of the rates that fits its device, and the smallest if none is done in those seconds.
         limit: what every device has, in place of ``column``.
         batch: examples of a step, for ``budget="memory"``.
         scaler: see above.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plures.errors import PluresError
-from plures.models.budget import Budget
+from plures.models.budget import Counted
 from plures.models.outputs import told
 
 NETWORKS = "networks"
@@ -33,7 +33,7 @@ class OneOf(nn.Module):
         self,
         networks: Mapping[str, nn.Module],
         column: str | None = None,
-        budget: Budget | None = None,
+        budget: Counted | None = None,
         limit: float | None = None,
         batch: int = 32,
     ) -> None:

@@ -2,5 +2,7 @@
 
 from typing import Literal
 
-Budget = Literal["parameters", "bytes", "flops", "memory"]
-"""What a device has little of; see :class:`~plures.models.footprint.Footprint`."""
+Counted = Literal["parameters", "bytes", "flops", "memory"]
+"""What a network needs of a device, whatever the device is; see :class:`~plures.models.footprint.Footprint`."""
+Budget = Literal["parameters", "bytes", "flops", "memory", "seconds"]
+"""What a device has little of: the above, or time, which depends on how fast the device is."""

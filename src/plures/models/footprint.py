@@ -13,6 +13,7 @@ from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
 from plures.models.budget import Budget as Budget
+from plures.models.budget import Counted as Counted
 from plures.models.network import call
 from plures.models.outputs import told
 
@@ -38,7 +39,7 @@ class Footprint:
         """Bytes of a step of plain SGD: leaves, gradients, and what is kept for the backward pass of a batch."""
         return 2 * self.bytes + batch * self.activations
 
-    def of(self, budget: Budget, batch: int = 1) -> int:
+    def of(self, budget: Counted, batch: int = 1) -> int:
         """The number that a budget limits."""
         return self.memory(batch) if budget == "memory" else int(getattr(self, budget))
 

@@ -12,7 +12,7 @@ from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.models import nested
 from plures.models.alternatives import HERE, NETWORKS, OneOf
-from plures.models.footprint import Budget
+from plures.models.footprint import Counted
 from plures.models.network import call, with_roles
 from plures.models.units import Along, Width, Widths
 from plures.signature import checked
@@ -22,7 +22,7 @@ from plures.signature import checked
 def one_of(
     networks: Mapping[str, nn.Module],
     column: str | None = None,
-    budget: Budget | None = None,
+    budget: Counted | None = None,
     limit: float | None = None,
     batch: int = 32,
 ) -> nn.Module:

@@ -18,6 +18,7 @@ from plures.run.local import Local
 from plures.run.padding import Examples
 from plures.run.predict import predicted
 from plures.run.states import states, working
+from plures.run.timed import timed
 
 MODEL = "model"
 """The slot of a predictor that is one model."""
@@ -41,7 +42,7 @@ class Deployed(Coordinator[Local]):
 
     def on(self, federation: Federation, setting: Setting) -> Self:
         """A copy of this run in its current state, with other data: that of newcomers or of another task."""
-        other = copy.copy(self)
+        other, setting = copy.copy(self), timed(setting, self.participation, self.training)
         other.federation, other.setting = federation, setting
         other.held = self.bound.holding(setting)
         machine = self.engine.machine

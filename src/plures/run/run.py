@@ -32,6 +32,7 @@ from plures.run.processes import Processes
 from plures.run.rays import Rays
 from plures.run.rehearse import rehearse
 from plures.run.tasks import Executor
+from plures.run.timed import timed
 from plures.run.training import Training
 from plures.run.turn import Paced
 from plures.signature import checked
@@ -86,7 +87,7 @@ class Run(Deployed):
         wanted, training = execution or Execution(), training or Training()
         data = (federation if threat is None else threat.poisoned(federation)).to(wanted.torch_device, wanted.dtype)
         check_examples(data)
-        setting, local = Setting.of(data, population), population is not None
+        setting, local = timed(Setting.of(data, population), participation, training), population is not None
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
         origin = origin.counting(training)
         if not local:
