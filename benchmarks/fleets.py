@@ -1,4 +1,4 @@
-"""Three fleets: whom a deadline leaves out, and what partial work and buffered aggregation give back to them.
+"""Three fleets: whom a deadline leaves out, and what partial work, buffers and cut networks give back to them.
 
 python -m benchmarks.fleets --out benchmarks/results/fleets
 
@@ -6,7 +6,10 @@ python -m benchmarks.fleets --out benchmarks/results/fleets
 learning rate; nothing is tuned. A fifth of the schools take part in a round. Rounds wait for all that were asked; or
 1.3 times as many are asked, and the round ends at the deadline, which is the median of the visits' durations; or late
 ones do a part of their steps, with FedAvg and with FedNova; or changes are buffered, with a step for as many as a round
-needs. All have as many steps of the server. It takes about a minute of a processor.
+needs. All have as many steps of the server. Cut networks are HeteroFL's without its scaler: each school holds the
+largest of all, half and a quarter of the hidden units with which its visit ends by the deadline, or else a quarter. The
+last row has the scaler, by which hidden layers of a part learn with a rate divided by the square of its share
+(:func:`plures.methods.heterofl`). It takes some minutes of a processor.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from plures.evaluate.summary import harmed, mean_known
 from plures.run import Execution
 
 FLEETS = ("phones", "hospitals", "sensors")
+RATES = [1.0, 0.5, 0.25]
 ROUNDS, FRACTION = 40, 0.2
 EXECUTION = Execution("vmap", 32, False, "float32")
 
@@ -34,12 +38,16 @@ EXECUTION = Execution("vmap", 32, False, "float32")
 def variants(deadline: float, needed: int) -> dict[str, tuple[str, Mapping[str, object]]]:
     """Method and settings of every line."""
     asked = {"deadline": deadline, "over_select": 1.3}
+    parts = {"rates": RATES, "budget": "seconds", "limit": deadline, "weights": "examples", "scaler": False}
     return {
         "wait for all": ("fedavg", {}),
         "deadline, drop": ("fedavg", asked),
         "deadline, partial": ("fedavg", {**asked, "late": "partial"}),
         "deadline, partial, FedNova": ("fednova", {**asked, "late": "partial"}),
+        "deadline, cut networks": ("heterofl", {**asked, "parameters": parts}),
         "buffered": ("fedavg", {"buffer": needed}),
+        "buffered, cut networks": ("heterofl", {"buffer": needed, "parameters": parts}),
+        "buffered, cut networks, scaler": ("heterofl", {"buffer": needed, "parameters": {**parts, "scaler": True}}),
     }
 
 
@@ -87,11 +95,16 @@ def main() -> None:
         able = int((load_.memory <= devices.memory).sum())
         seconds = load_.down / devices.down + load_.flops / devices.speed + load_.up / devices.up
         deadline = float(f"{np.median(seconds):.3g}")
+        method, settings = variants(deadline, 1)["buffered, cut networks"]
+        held = spec_of(method, 0, 1, fleet=fleet, **settings).run(school, EXECUTION).held
+        assert held is not None
+        shares = ", ".join(f"{int((held.rates == rate).sum())} with {rate:g}" for rate in RATES)
         lines += [
             "",
             f"## {fleet}",
             "",
-            f"Deadline: {deadline:g} seconds. {able} devices have the memory to train.",
+            f"Deadline: {deadline:g} seconds. {able} devices have the memory to train. Shares of the hidden units in "
+            f"cut networks: {shares} of them.",
             "",
         ]
         lines += [
