@@ -197,7 +197,11 @@ def test_the_command_line_exports_a_client_of_a_run(tmp_path, monkeypatch):
     ]
     done = CliRunner().invoke(app, words)
     assert done.exception is None, done.exception
-    assert "on 50 examples" in done.stdout
+    assert "on 50 examples" in " ".join(done.stdout.split())
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = CliRunner().invoke(app, [*words, "--int8"]).stdout
+    assert all(name in narrow for name in ("model.onnx", "model.int8.onnx", "ONNX int8", "largest"))
+    assert "…" not in narrow
     raw = torch.zeros(3, 25)
     model = PersonalModel.load(tmp_path / "x")
     raw[0, model.federation.preparation.gaps[0]] = torch.nan
@@ -220,7 +224,7 @@ def test_raw_rows_of_a_table_are_examples(tmp_path):
     words = ["export", str(tmp_path / "m"), "--inputs", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "x")]
     done = CliRunner().invoke(app, words)
     assert done.exception is None, done.exception
-    assert f"on {len(tables['va']['age'])} examples" in done.stdout
+    assert f"on {len(tables['va']['age'])} examples" in " ".join(done.stdout.split())
     encoded = model.encode(tables["va"], scaled=False)
     outputs, *_ = run_onnx(tmp_path / "x" / "model.onnx", encoded)
     np.testing.assert_allclose(outputs, model.predict(tables["va"])[0].numpy(), rtol=0, atol=1e-5)

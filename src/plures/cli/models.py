@@ -72,6 +72,8 @@ COLUMNS = {
     "measured": "alive",
 }
 """Lines of the table of :func:`device_command`, and their fields."""
+EXPORTED = ("kB", "memory", "ms", "largest", "mean", "other")
+"""Columns of the table of :func:`export_command`; 80 characters are enough for it."""
 
 
 @app.command("onboard")
@@ -208,9 +210,7 @@ def export_command(
     found = export(
         model, out, shown, to=formats, int8=int8, train=train, batch=batch_size, calibration=ranges, code=code
     )
-    table = Table(
-        "format", "file", "kB", "memory, kB", "ms", "largest difference", "mean difference", "other decisions"
-    )
+    table = Table("format, file", *(Column(name, justify="right") for name in EXPORTED))
     for one in found:
         changed = "-" if one.changed is None else f"{100 * one.changed:.1f} %"
         numbers = (
@@ -221,11 +221,12 @@ def export_command(
             f"{one.mean:.2g}",
             changed,
         )
-        table.add_row(one.format, "-" if one.file is None else str(one.file), *numbers)
+        table.add_row(one.format if one.file is None else f"{one.format}\n{one.file.name}", *numbers)
     console.print(table)
     console.print(
-        "memory: what a call needs beyond the file, as ExecuTorch plans it, and as PyTorch's storages were counted; "
-        f"ms: median time of one example on one thread; differences of outputs and decisions on {len(shown)} examples"
+        "kB: the file (1000 bytes); memory: kB that a call needs beyond it, as ExecuTorch plans it, and as PyTorch's "
+        "storages were counted; ms: median time of one example on one thread; largest and mean difference of outputs, "
+        f"and other decisions, on {len(shown)} examples"
         + ("" if train is None else f"; of a training step, time of a step and differences of values after {STEPS}")
     )
 

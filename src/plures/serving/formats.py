@@ -229,7 +229,7 @@ class Program:
 
 def to_executorch(model: PersonalModel, example: Raw) -> Program:
     """A program that predicts one example at a time."""
-    needed("executorch.exir", "the export to ExecuTorch", "mobile")
+    mobile("executorch.exir", "the export to ExecuTorch")
     return as_program(traced(model, example, dynamic=False), refusal(model))
 
 
@@ -239,7 +239,7 @@ def as_program(graph: ExportedProgram, refused: str) -> Program:
     Raises:
         PluresError: if ExecuTorch cannot express it; begins with what is ``refused``.
     """
-    exir = needed("executorch.exir", "the export to ExecuTorch", "mobile")
+    exir = mobile("executorch.exir", "the export to ExecuTorch")
     try:
         with quiet():
             made = exir.to_edge(graph).to_executorch()
@@ -274,6 +274,12 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def mobile(module: str, what: str) -> Any:
+    """A module of ExecuTorch, whose libraries log that they lack kernels for GPUs."""
+    with quiet():
+        return needed(module, what, "mobile")
+
+
 def onnx_runner(file: Path) -> Runner:
     """An ONNX model in ONNX Runtime, on one thread."""
     runtime = needed("onnxruntime", "running ONNX", "export")
@@ -297,7 +303,7 @@ def onnx_runner(file: Path) -> Runner:
 
 def executorch_runner(file: Path) -> Runner:
     """An ExecuTorch program in its own runtime, one example at a time."""
-    runtime = needed("executorch.runtime", "running ExecuTorch", "mobile")
+    runtime = mobile("executorch.runtime", "running ExecuTorch")
     method = runtime.Runtime.get().load_program(file).load_method("forward")
 
     def run(raw: Raw) -> tuple[Tensor, Tensor | None]:

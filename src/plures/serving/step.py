@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
-from plures.extras import needed
 from plures.federation.inputs import Inputs, parts
 from plures.files import first_line
 from plures.models import Leaves, Network
 from plures.models.cut import first_part
 from plures.models.network import FEATURES
 from plures.run.features import FEW
-from plures.serving.formats import Program, Raw, Read, as_program, quiet, refusal
+from plures.serving.formats import Program, Raw, Read, as_program, mobile, quiet, refusal
 from plures.serving.personal import PersonalModel
 from plures.tasks import Task
 
@@ -150,7 +149,7 @@ class Personalising:
 
 def _loaded(file: Path) -> tuple[Any, Any]:
     """ExecuTorch's library of training, and a program in it."""
-    training = needed("executorch.extension.training", "a training step on a device", "mobile")
+    training = mobile("executorch.extension.training", "a training step on a device")
     with quiet():
         return training, training._load_for_executorch_for_training(str(file))
 
@@ -188,7 +187,7 @@ def to_step(model: PersonalModel, part: str, raw: Raw, batch: int) -> Personalis
     if batch < 1:
         raise PluresError(f"batch={batch}: a training step has at least 1 example")
     trained = _chosen(model.network, part)
-    needed("executorch.exir", "the export to ExecuTorch", "mobile")
+    mobile("executorch.exir", "the export to ExecuTorch")
     network, inputs, read = _frozen(model, trained), tuple(parts(raw)), Read(model)
     with torch.no_grad():
         scaled = read(*inputs)
