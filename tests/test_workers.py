@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from people import FAST, net, people
 from plures import PluresError, compare
 from plures.errors import PluresWarning
 from plures.evaluate.callback import Callback
+from plures.evaluate.workers import SideBySide
 from plures.method import Method, Phase
 from plures.run.fingerprint import of_method
 
@@ -70,6 +73,27 @@ def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
     assert multiprocessing.active_children() == []
     again = compare(people(), ["ditto"], execution=FAST, out=tmp_path, **ASKED)
     assert again == beside  # what two processes stored, one process reads
+
+
+class Sleeper:
+    """Does jobs that are a kind, a number and how long they take."""
+
+    tell, callbacks = staticmethod(print), ()
+
+    def do(self, job: tuple[str, int, float]) -> str:
+        time.sleep(job[2])
+        return f"{job[0]}{job[1]}"
+
+    def travelling(self) -> Sleeper:
+        return self
+
+
+def test_a_process_does_what_it_has_done_before_first():
+    """While one process is busy with a job of kind b, the other takes the a that waits behind a b."""
+    told: list[str] = []
+    jobs = deque([("a", 0, 0.0), ("b", 0, 1.0), ("b", 1, 0.0), ("a", 1, 0.0)])
+    SideBySide(Sleeper(), 2, lambda job: job[0])(jobs, lambda job, found: told.append(found))
+    assert told == ["a0", "a1", "b1", "b0"]
 
 
 def own() -> Method:

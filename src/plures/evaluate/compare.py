@@ -514,7 +514,8 @@ class _Study:
     def results(self) -> list[MethodResult]:
         """Tune every method, then run it once per seed. Later runs of a method reuse the first one's measurements.
 
-        Several processes do the longest final runs first, so that they finish at about the same time.
+        Several processes do the longest final runs first, so that they finish at about the same time, and runs of one
+        method in one process where they can, so that its steps are recorded once.
         """
         settled = {name: Tuned(one.rates[len(one.rates) // 2], {}, []) for name, one in self.searched.items()}
         own = {(name, ""): dict[int, SeedResult]() for name in self.entries}
@@ -545,7 +546,7 @@ class _Study:
                     jobs.extend(ordered)
 
         if self.beside > 1:
-            SideBySide(self, self.beside)(jobs, finished)
+            SideBySide(self, self.beside, lambda job: job.method)(jobs, finished)
         while jobs:
             job = jobs.popleft()
             finished(job, self.do(job))

@@ -89,17 +89,19 @@ class SideBySide(Generic[J, A]):
     Args:
         runner: runs the jobs; a copy of it is sent to each process.
         count: number of processes.
+        kind: the kind of a job; a process does jobs of kinds that it has done before others, for it has recorded or
+            compiled their steps.
     """
 
-    def __init__(self, runner: JobRunner[J, A], count: int) -> None:
-        self.runner, self.count = runner, count
+    def __init__(self, runner: JobRunner[J, A], count: int, kind: Callable[[J], str]) -> None:
+        self.runner, self.count, self.kind = runner, count, kind
         self._events: dict[Connection, list[tuple[str, Any]]] = {}
 
     def __call__(self, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
         """Run all jobs.
 
         Args:
-            jobs: the jobs, in this order.
+            jobs: the jobs, in this order apart from their kinds.
             finished: called with each job and its result; may add jobs.
 
         Raises:
@@ -120,10 +122,16 @@ class SideBySide(Generic[J, A]):
 
     def _work(self, workers: Workers, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
         free, busy = deque(workers), dict[Connection, J]()
+        done: dict[Connection, set[str]] = {connection: set() for connection in workers}
         try:
             while jobs or busy:
                 while free and jobs:
-                    connection, job = free.popleft(), jobs.popleft()
+                    connection = free.popleft()
+                    known = done[connection]
+                    place = next((n for n, waiting in enumerate(jobs) if self.kind(waiting) in known), 0)
+                    job = jobs[place]
+                    del jobs[place]
+                    known.add(self.kind(job))
                     self._events[connection] = []
                     with self._living(workers):
                         connection.send_bytes(pickle.dumps(job))
