@@ -7,7 +7,7 @@ INSTALL := python -m pip install --no-compile --quiet --disable-pip-version-chec
 .PHONY: demo demo-deploy test test-extras lint oracles bench docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/plures compare har --rounds 8 --every 4 --tune-rounds 3 --processes 2 --out runs/demo
+	$(BIN)/plures compare har --rounds 10 --every 5 --tune-rounds 2 --processes 2 --out runs/demo
 
 case-%: $(VENV)/installed
 	$(BIN)/plures case $* --processes 2

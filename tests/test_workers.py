@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from people import FAST, net, people
 from plures import PluresError, compare
 from plures.errors import PluresWarning
 from plures.evaluate.callback import Callback
-from plures.evaluate.workers import SideBySide
+from plures.evaluate.compare import Job, Tuned, next_job
 from plures.method import Method, Phase
 from plures.run.fingerprint import of_method
 
@@ -75,25 +74,16 @@ def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
     assert again == beside  # what two processes stored, one process reads
 
 
-class Sleeper:
-    """Does jobs that are a kind, a number and how long they take."""
+def test_a_process_does_runs_of_methods_that_it_has_done_before_tuning_first():
+    def job(method: str, seed: int | None, effort: float) -> Job:
+        return Job(method, seed, Tuned(0.1, {}, []), effort=effort)
 
-    tell, callbacks = staticmethod(print), ()
-
-    def do(self, job: tuple[str, int, float]) -> str:
-        time.sleep(job[2])
-        return f"{job[0]}{job[1]}"
-
-    def travelling(self) -> Sleeper:
-        return self
-
-
-def test_a_process_does_what_it_has_done_before_first():
-    """While one process is busy with a job of kind b, the other takes the a that waits behind a b."""
-    told: list[str] = []
-    jobs = deque([("a", 0, 0.0), ("b", 0, 1.0), ("b", 1, 0.0), ("a", 1, 0.0)])
-    SideBySide(Sleeper(), 2, lambda job: job[0])(jobs, lambda job, found: told.append(found))
-    assert told == ["a0", "a1", "b1", "b0"]
+    a, b, c = job("a", 1, 3.0), job("b", 1, 2.0), job("c", None, math.inf)
+    tuned = [job("b", None, math.inf)]
+    assert next_job([a, b], tuned) == 1
+    assert next_job([a, b], []) == 0
+    assert next_job([c, a, b], tuned) == 0
+    assert next_job([a], tuned) == 0
 
 
 def own() -> Method:

@@ -395,6 +395,15 @@ class Job:
     variant: str = ""
 
 
+def next_job(waiting: Sequence[Job], before: Sequence[Job]) -> int:
+    """The place of the job that a process does next: the first tuning, or a run of a method that it has done before.
+
+    A process has recorded or compiled the steps of such a method.
+    """
+    known = {job.method for job in before}
+    return next((n for n, job in enumerate(waiting) if math.isinf(job.effort) or job.method in known), 0)
+
+
 @dataclass(frozen=True)
 class Done:
     """A job's result, all measurements of the machine so far, and the job's duration in seconds.
@@ -546,7 +555,7 @@ class _Study:
                     jobs.extend(ordered)
 
         if self.beside > 1:
-            SideBySide(self, self.beside, lambda job: job.method)(jobs, finished)
+            SideBySide(self, self.beside, next_job)(jobs, finished)
         while jobs:
             job = jobs.popleft()
             finished(job, self.do(job))

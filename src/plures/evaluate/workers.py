@@ -89,19 +89,21 @@ class SideBySide(Generic[J, A]):
     Args:
         runner: runs the jobs; a copy of it is sent to each process.
         count: number of processes.
-        kind: the kind of a job; a process does jobs of kinds that it has done before others, for it has recorded or
-            compiled their steps.
+        choose: ``(waiting, before) -> place`` of the waiting job that a process should do next, after those that it has
+            done before; default: the first.
     """
 
-    def __init__(self, runner: JobRunner[J, A], count: int, kind: Callable[[J], str]) -> None:
-        self.runner, self.count, self.kind = runner, count, kind
+    def __init__(
+        self, runner: JobRunner[J, A], count: int, choose: Callable[[Sequence[J], Sequence[J]], int] = lambda *_: 0
+    ) -> None:
+        self.runner, self.count, self.choose = runner, count, choose
         self._events: dict[Connection, list[tuple[str, Any]]] = {}
 
     def __call__(self, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
         """Run all jobs.
 
         Args:
-            jobs: the jobs, in this order apart from their kinds.
+            jobs: the jobs.
             finished: called with each job and its result; may add jobs.
 
         Raises:
@@ -122,16 +124,15 @@ class SideBySide(Generic[J, A]):
 
     def _work(self, workers: Workers, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
         free, busy = deque(workers), dict[Connection, J]()
-        done: dict[Connection, set[str]] = {connection: set() for connection in workers}
+        before: dict[Connection, list[J]] = {connection: [] for connection in workers}
         try:
             while jobs or busy:
                 while free and jobs:
                     connection = free.popleft()
-                    known = done[connection]
-                    place = next((n for n, waiting in enumerate(jobs) if self.kind(waiting) in known), 0)
+                    place = self.choose(jobs, before[connection])
                     job = jobs[place]
                     del jobs[place]
-                    known.add(self.kind(job))
+                    before[connection].append(job)
                     self._events[connection] = []
                     with self._living(workers):
                         connection.send_bytes(pickle.dumps(job))
