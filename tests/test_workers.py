@@ -137,8 +137,10 @@ def test_ctrl_c_keeps_the_rounds_of_every_process(tmp_path):
     script.write_text(SCRIPT.format(paths=[str(Path(__file__).parent), *sys.path[1:]], out=str(out)))
     job = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert job.stdout is not None
+    at = 0
     for line in job.stdout:
-        if line.strip() == "seed 0 50":
+        at += line.strip() == "seed 0 50"
+        if at == 2:  # both processes
             break
     else:
         pytest.fail("the script has ended")
