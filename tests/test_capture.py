@@ -122,6 +122,12 @@ def test_clients_of_different_sizes_are_padded_and_smaller_stacks_take_over():
     assert counted.recorded == 8, "stacks of seven, four, two and one, with one rate and with several"
 
 
+def test_of_many_sizes_of_batches_only_the_most_frequent_are_recorded_unpadded():
+    """Each client trains alone: full batches and two other sizes have steps of their own, and the rest share one."""
+    counted = both(ragged([*range(100, 184, 7)]), network(), fedavg(), Training(3, batch_size=32), chunk=1)
+    assert counted.recorded == 4
+
+
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01), SGD(0.1, weight_decay=0.1)])
 def test_optimizers_and_rates_are_not_frozen_into_a_step(optimizer):
     both(ragged([90, 40, 40]), network(), fedavg(), Training(3, batch_size=8, optimizer=optimizer, schedule=Cosine()))
