@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,15 +14,12 @@ from typing import Any
 import pytest
 from tools.drawing import KINDS
 
+from browsing import chromium, load, resize
 from plures import METHODS
 
 pytest.importorskip("material", reason="the site needs the extra docs")
 ROOT = Path(__file__).parents[2]
 RESOURCE = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\s\">]+)|<link\b[^>]*\bhref=\"?([^\s\">]+)")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
-)  # fmt: skip
 LOOKED_AT = ("index", "tutorial", "methods/index", "methods/apple", "guides/report", "reference/run", "architecture")
 
 
@@ -66,32 +62,14 @@ def test_no_path_of_this_machine_is_told(site):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")
-    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("browser tests need chromium and chromedriver (Debian: chromium-driver)")
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    started.get("about:blank")  # or the page that a new tab shows would still ask for its own files
-    try:
+    with chromium(tmp_path_factory.mktemp("browser"), "--allow-file-access-from-files") as started:
         yield started
-    finally:
-        started.quit()
 
 
 def opened(browser: Any, file: Path, width: int, theme: str) -> list[str]:
     """Show a page; returns the addresses that it requested."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
-    browser.get_log("performance")
-    browser.get_log("browser")
-    browser.get(file.as_uri())
+    resize(browser, width, theme)
+    load(browser, file.as_uri())
     sent = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
     return [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
 

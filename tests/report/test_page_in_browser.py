@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,22 +17,13 @@ import numpy as np
 import pytest
 from comparisons import RMSE, comparison, scored
 
+from browsing import chromium, load, resize
 from plures.evaluate.results import Comparison
 from plures.evaluate.summary import summarize
 from plures.report import html_report
 from plures.report.story import Block, Course, Story
 from plures.texts import cell, uncelled
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if not CHROMIUM or not DRIVER:
-    pytest.skip("browser tests need chromium and chromedriver (Debian: chromium-driver)", allow_module_level=True)
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
 HOSTILE = "</script><b>\"&${x}' <img src=x onerror=alert(1)> a_very_long_name_without_any_space_in_it_at_all"
 DETAILED = comparison(details=True, unseen=3, clients=30, seeds=3, rounds=20)
 SMALL = comparison(details=True, clients=6, seeds=2, rounds=10, federation=HOSTILE)
@@ -48,17 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(folder: Path) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with chromium(folder) as started:
+        yield started
 
 
 @pytest.fixture
@@ -68,17 +49,8 @@ def visit(browser: Any, folder: Path) -> Callable[..., Any]:
     ) -> Any:
         file = folder / "page.html"
         file.write_text(html_report(shown if len(shown) > 1 else shown[0], story=story), encoding="utf-8")
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        features = [{"name": "prefers-color-scheme", "value": theme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
-        browser.get("about:blank")
-        browser.get_log("performance")
-        browser.get(file.as_uri() + hash)
-        for _ in range(400 if hash else 0):  # a client's page opens after the page is loaded
-            if browser.execute_script("return document.getElementById('client').innerText"):
-                break
-            time.sleep(0.05)
+        resize(browser, width, theme)
+        load(browser, file.as_uri() + hash)
         return browser
 
     return visit
@@ -472,9 +444,15 @@ def test_no_name_becomes_a_script_or_an_element(visit: Callable[..., Any], folde
     browser = visit(bad)
     slip = "<img src=x onerror=document.title=1>"
     browser.execute_script("document.querySelector('h1').innerHTML = arguments[0]", slip)
-    time.sleep(0.2)
+    told: list[str] = []
+    for _ in range(400):
+        told += [e["message"] for e in browser.get_log("browser")]
+        if any("Content Security Policy" in message for message in told):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(f"the browser refused nothing: {told}")
     assert "comparison with plures" in browser.title
-    assert any("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
 
 
 def test_no_cell_of_a_saved_table_runs_in_a_spreadsheet(visit: Callable[..., Any]) -> None:
