@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import plures
 from plures.federation import SplitRule
 from plures.method import Setting
 from plures.models import Network
+from plures.models.operations import Operations
 from plures.run import Training
 from plures.run.cost import flops
 
@@ -31,3 +33,24 @@ def test_operations_of_a_linear_model(training: Training, examples: int, name: s
     data = plures.from_arrays(x, y, clients, split=SplitRule(validation=0, test=0))
     bound = plures.METHODS[name]().bind(Network(torch.nn.Linear(3, 2)), Setting.of(data))
     assert flops(bound, data, training) == models * examples * 2 * (2 * 3 * 2)
+
+
+@pytest.mark.parametrize("inferring", [False, True])
+def test_operations_are_those_of_pytorchs_counter(inferring: bool):
+    """Of convolutions, attention and mapped products; without gradients, layers reach the counter whole."""
+    torch.manual_seed(0)
+    picture, words = torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    x, stack = torch.randn(2, 3, 9, 9), torch.randn(5, 8, 6)
+
+    def work() -> None:
+        found = words(picture(x).flatten(2).unfold(2, 8, 8).flatten(1, 2))
+        found = found.sum() + torch.func.vmap(lambda one: one @ one.T)(stack).sum()
+        if not inferring:
+            found.backward()
+
+    with torch.inference_mode(inferring):
+        with FlopCounterMode(display=False) as slow:
+            work()
+        with Operations() as counted:
+            work()
+    assert counted.total == slow.get_total_flops() > 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
@@ -15,6 +14,7 @@ from plures.models import nested
 from plures.models.budget import Budget as Budget
 from plures.models.budget import Counted as Counted
 from plures.models.network import call
+from plures.models.operations import Operations
 from plures.models.outputs import told
 
 
@@ -87,8 +87,8 @@ def _step(
     inputs = nested.mapped(blank, example)
     known |= {t.untyped_storage().data_ptr() for t in nested.ends(inputs)}
     module.train()
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), Operations() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             outputs = told(call(module, inputs))
         torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
-    return int(counter.get_total_flops()), sum(kept.values())
+    return counter.total, sum(kept.values())

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
 from plures.method import Bound, Leaf, Phase, View
 from plures.method.sizes import Held
 from plures.models import Network
+from plures.models.operations import Operations
 from plures.models.widths import narrowed
 from plures.run.alive import Alive
 from plures.run.batches import Batches
@@ -131,7 +131,7 @@ def _counted(
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
     with engine.counting, watch or nullcontext():
         engine.visit(x, received, [place], 0, bound.method.schedule)
-        total = engine.counting.get_total_flops() + engine.repeated
+        total = engine.counting.total + engine.repeated
     if federation.inputs.device.type == "cuda":
         torch.cuda.synchronize(device)
     return int(total), engine
@@ -157,14 +157,14 @@ class Counting(Engine):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        self.counting, self.repeated = FlopCounterMode(display=False), 0
+        self.counting, self.repeated = Operations(), 0
 
     def train(self, phase: Phase, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         losses = torch.zeros(2, len(plan.steps), device=plan.rows.device)
         for step, number in plan.kinds():
-            before = self.counting.get_total_flops()
+            before = self.counting.total
             losses = number * super().train(phase, x, received, step, rate)
-            self.repeated += (number - 1) * (self.counting.get_total_flops() - before)
+            self.repeated += (number - 1) * (self.counting.total - before)
         return losses
 
 
