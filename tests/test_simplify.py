@@ -92,6 +92,8 @@ def test_its_operations():
     fewer = names(simplified(calls, [TARGETS]))
     assert not {"where", "ne", "_log_softmax_backward_data", "bmm"} & set(fewer)
     assert {"baddbmm", "baddbmm_", "exp"} <= set(fewer)
+    assert fewer.count("sum") == 2, "the loss of a batch and the gradient of the bias; examples are not counted"
+    assert "_to_copy" not in fewer
     assert len(fewer) <= 3 * len(calls) // 4
     assert "where" in names(simplified(recorded(step(weight, bias, TARGETS, 0.1))))
 
@@ -188,3 +190,37 @@ def test_a_first_convolution_of_a_stack_becomes_a_product_of_patches(axes, strid
         repeat(1)
         work()
     torch.testing.assert_close(recorded, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((7, 9), (2, 2)), ((6, 6), (2, 2)), ((1, 9), (1, 2)), ((6, 4), (2, 1))])
+def test_the_largest_of_neighbours_and_its_place_are_those_of_the_kernel(shape, kernel):
+    """Among equal neighbours, of which whole numbers up to two have many, the place is that of the same one."""
+    x = torch.zeros(3, 4, *shape)
+    largest, places = torch.ops.aten.max_pool2d_with_indices(x, list(kernel), list(kernel))
+
+    def work() -> None:
+        found = torch.ops.aten.max_pool2d_with_indices(x, list(kernel), list(kernel))
+        largest.copy_(found[0])
+        places.copy_(found[1])
+
+    assert "max_pool2d_with_indices" not in names(simplified(recorded(work)))
+    repeat = Tapes()(work)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        x.copy_(torch.randint(-1, 3, x.shape, generator=generator))
+        wanted = torch.ops.aten.max_pool2d_with_indices(x, list(kernel), list(kernel))
+        repeat(1)
+        assert torch.equal(largest, wanted[0])
+        assert torch.equal(places, wanted[1])
+
+
+@pytest.mark.parametrize(
+    "options", [([3, 3], [3, 3]), ([2, 2], [1, 1]), ([2, 2], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0], [2, 2])]
+)
+def test_other_pooling_stays(options):
+    x, largest = torch.zeros(2, 3, 8, 8), torch.zeros(())
+
+    def work() -> None:
+        largest.copy_(torch.ops.aten.max_pool2d_with_indices(x, *options)[0].sum())
+
+    assert "max_pool2d_with_indices" in names(simplified(recorded(work)))

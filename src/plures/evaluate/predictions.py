@@ -16,6 +16,7 @@ from plures.models import nested
 from plures.run import Run
 from plures.run.engine import Engine, Stack
 from plures.run.predict import said
+from plures.run.singly import singly, worthwhile
 from plures.signature import checked
 
 Reader = Callable[[Predictions], PerExample]
@@ -84,15 +85,27 @@ def read(
     if deployed is None:
         run.serve(chosen)
 
+    federation = run.federation
+    fitted = any(metric.from_train for metric in federation.metrics)
+
     def work(engine: Engine, given: tuple[list[int], Stack]) -> tuple[list[int], Tensor, list[tuple[Tensor, ...]]]:
         chunk, stack = given
+        batches, rows = _batches(run, engine, split, chunk, stack), len(chunk)
+        in_turn = not fitted and worthwhile(engine, chunk, split)
+        if in_turn:
+            batches = (([0], said(federation.task, *part)) for part in singly(engine, chunk, split, stack))
+            rows = 1
         weights: list[Tensor] = []
         kept: list[list[tuple[Tensor, ...]]] = [[] for _ in readers]
-        for places, batch in _batches(run, engine, split, chunk, stack):
-            weights.append(spread(batch.weight, places, len(chunk)))
+        for places, batch in batches:
+            weights.append(spread(batch.weight, places, rows))
             for held, reader in zip(kept, readers, strict=True):
-                held.append(tuple(spread(one, places, len(chunk)) for one in columns(reader(batch))))
-        return chunk, torch.cat(weights, 1), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
+                held.append(tuple(spread(one, places, rows) for one in columns(reader(batch))))
+        weight, whole = _joined(weights), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
+        if in_turn:
+            sizes = federation.splits[split].sizes[chunk]
+            weight, whole = stacked(weight[0], sizes), [tuple(stacked(one[0], sizes) for one in part) for part in whole]
+        return chunk, weight, whole
 
     stacks = ((c, run.deployed(c) if deployed is None else rows_of(deployed, c)) for c in run.chunks(chosen))
     yield from run.clients.crew.each(work, stacks)
@@ -100,6 +113,17 @@ def read(
 
 def _joined(batches: Sequence[Tensor]) -> Tensor:
     return batches[0] if len(batches) == 1 else torch.cat(list(batches), 1)
+
+
+def stacked(values: Tensor, sizes: Tensor) -> Tensor:
+    """Values of examples ``(n, ...)``, client after client, as ``(clients, most, ...)`` with zeros as padding."""
+    clients, most = len(sizes), int(sizes.max())
+    if clients * most == len(values):
+        return values.unflatten(0, (clients, most))  # type: ignore[no-untyped-call, no-any-return]
+    begins = torch.arange(clients) * most - (sizes.cumsum(0) - sizes)
+    places = torch.arange(len(values)) + begins.repeat_interleave(sizes)
+    found = values.new_zeros(clients * most, *values.shape[1:]).index_copy_(0, places, values)
+    return found.unflatten(0, (clients, most))  # type: ignore[no-untyped-call, no-any-return]
 
 
 def spread(values: Tensor, places: list[int], clients: int) -> Tensor:

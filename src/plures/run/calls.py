@@ -26,11 +26,13 @@ class Value:
         tensor: the tensor that was seen.
         base: the value whose memory a view uses; ``None`` if it has memory of its own.
         fixed: whether a repetition uses this very tensor.
+        same: whether it has the same values in every repetition, whatever is loaded in between.
     """
 
     tensor: Tensor
     base: Value | None
     fixed: bool
+    same: bool = False
 
     @property
     def memory(self) -> Value:

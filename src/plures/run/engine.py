@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -506,8 +506,7 @@ class Engine:
 
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
         test = PaddingTest(answers(outputs), about, "predictor")
-        thinner = nullcontext() if as_stored else thin(network.module, inputs.device.type)
-        with self._kernels(), thinner, torch.no_grad():
+        with self.evaluating(as_stored=as_stored):
             alone = len(lead(inputs)) == 1 and full(examples)
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
@@ -518,6 +517,17 @@ class Engine:
             if last:
                 return apart(filled(outputs, places), examples, laid_out(deployed))  # type: ignore[no-any-return]
             return self.each(filled(outputs, places), examples, deployed, test=test)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def evaluating(self, *, as_stored: bool = False) -> Iterator[None]:
+        """A context in which the network predicts: its kernels, those of few outputs, and no gradients.
+
+        Args:
+            as_stored: leave out what rounds differently for other numbers of rows.
+        """
+        network, device = self.bound.network, self.federation.inputs.device.type
+        with self._kernels(), nullcontext() if as_stored else thin(network.module, device), torch.no_grad():
+            yield
 
     def _together(self, model: Leaves, inputs: Tensor | Inputs, weight: Tensor | None, most: int | None) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients.

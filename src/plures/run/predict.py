@@ -54,14 +54,14 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
         weight: ``(clients, examples)`` how much an example counts, 0 for padding.
         decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
     """
-    places = weight.dim() - 1
+    places, wide = weight.dim() - 1, outputs.double()
     exact = targets.double() if targets.is_floating_point() else targets
     with few(outputs.device.type, outputs.shape[-1]):
         if task.joint and places:
-            alone = zip(outputs.double(), exact, weight.double(), strict=True)
+            alone = zip(wide, exact, weight.double(), strict=True)
             losses = torch.stack([task.terms(*one) for one in alone])
         else:
             counted = weight.double().flatten()
-            losses = task.terms(outputs.double().flatten(0, places), exact.flatten(0, places), counted).view_as(weight)
+            losses = task.terms(wide.flatten(0, places), exact.flatten(0, places), counted).view_as(weight)
         decided = task.decide(outputs) if decisions is None else decisions
-        return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
+        return Predictions(outputs, targets, weight, losses, decided, task.probabilities(wide))
