@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,6 +69,18 @@ def two(signs: tuple[int, int]) -> plures.Federation:
     return plures.from_arrays(x, y, ["a"] * 80 + ["b"] * 80, classes=("no", "yes"))
 
 
+@functools.cache
+def trained() -> Comparison:
+    """A comparison of two clients that differ, trained once."""
+    return plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
+
+
+@pytest.fixture
+def found() -> Comparison:
+    """A copy of it, of which a test may change the scores."""
+    return trained().model_copy(deep=True)
+
+
 @pytest.mark.parametrize(("signs", "expected"), [((1, -1), "helps here"), ((1, 1), "does not help here")])
 def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], expected: str):
     part = Part("toy", "A toy", "toy", ("ditto",), told=("auroc",))
@@ -88,9 +101,8 @@ def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], e
         (0.6, "does next to nothing here", "at least 60 points would"),
     ],
 )
-def test_a_gain_must_be_worth_something(worth: float, expected: str, least: str):
+def test_a_gain_must_be_worth_something(found: Comparison, worth: float, expected: str, least: str):
     """Ditto is right in 90 % and FedAvg in 50 % with every seed, so the gain is 0.4 without spread."""
-    found = plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
     for method in found.methods:
         value = 0.9 if method.name == "ditto" else 0.5
         for seed in method.seeds:
@@ -107,9 +119,8 @@ def test_a_gain_must_be_worth_something(worth: float, expected: str, least: str)
     assert said.startswith("One seed cannot tell whether personalization helps by accuracy: of the models")
 
 
-def test_published_means_stand_beside_those_of_all_seeds():
+def test_published_means_stand_beside_those_of_all_seeds(found: Comparison):
     """Means over clients of .5 and .7, so their mean is .6 and their population standard deviation .1."""
-    found = plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
     fedavg, own = found.method("fedavg"), [(0.4, 0.6), (0.8, 0.6)]
     seeds = [
         seed.model_copy(update={"test": seed.test.model_copy(update={"metrics": {"accuracy": list(values)}})})
@@ -125,9 +136,8 @@ def test_published_means_stand_beside_those_of_all_seeds():
     assert answer(case, []) == "What now?\n\nAll together:\n- 0 parts.\n\nWhat to do: nothing."
 
 
-def test_the_best_by_another_metric_is_told_with_intervals_over_seeds():
+def test_the_best_by_another_metric_is_told_with_intervals_over_seeds(found: Comparison):
     """FedAvg's losses .1 and .3 have a mean of .2, and t(.975, 1) = 12.7062 times a standard error of .1."""
-    found = plures.compare(two((1, 1)), [], model="logistic", **TINY)
     for method in found.methods:
         for seed, value in zip(method.seeds, (0.1, 0.3) if method.name == "fedavg" else (0.9, 0.9), strict=True):
             seed.test.metrics["loss"][:] = [value, value]
@@ -161,17 +171,16 @@ def test_a_centre_alone_trains_by_adam_for_its_epochs():
         torch.testing.assert_close((leaf - before[name]).abs(), torch.full_like(leaf, 0.01), atol=1e-6, rtol=0)
 
 
-def test_divisions_are_told_together_with_an_interval_over_them():
+def test_divisions_are_told_together_with_an_interval_over_them(found: Comparison):
     """Ditto gains .25 and .05: a mean of .15, and t(.975, 1) = 12.7062 times a standard error of .1."""
-    one = plures.compare(two((1, -1)), ["ditto"], model="logistic", **{**TINY, "seeds": 1})
 
     def having(fedavg: float, ditto: float) -> Comparison:
         methods = []
         for name, value in (("fedavg", fedavg), ("ditto", ditto)):
-            seed = one.method(name).seeds[0]
+            seed = found.method(name).seeds[0]
             test = seed.test.model_copy(update={"metrics": {"accuracy": [value, value]}})
-            methods.append(one.method(name).model_copy(update={"seeds": [seed.model_copy(update={"test": test})]}))
-        return one.model_copy(update={"methods": methods})
+            methods.append(found.method(name).model_copy(update={"seeds": [seed.model_copy(update={"test": test})]}))
+        return found.model_copy(update={"methods": methods})
 
     assert repeated([having(0.5, 0.75), having(0.7, 0.75)]) == [
         "Ditto, mean accuracy of 2 divisions, %: 75.0 (75.0, 75.0; gain over FedAvg 15.0 \N{PLUS-MINUS SIGN} 127.1).",
@@ -219,8 +228,7 @@ def test_speech_has_every_speaker_new_once_and_hears_a_word_wherever_it_begins()
     assert not torch.allclose(net(early), net(early.roll(3, dims=2)))
 
 
-def test_methods_are_preferred_by_validation_not_by_test():
-    found = plures.compare(two((1, -1)), [], model="logistic", **TINY)
+def test_methods_are_preferred_by_validation_not_by_test(found: Comparison):
     fedavg, local = found.method("fedavg"), found.method("local")
     seeds = [seed.model_copy(update={"test": local.seeds[0].test}) for seed in fedavg.seeds]
     swapped = fedavg.model_copy(update={"seeds": seeds})
