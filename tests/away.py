@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plures import devices
+from plures.models.modes import Mode
 
 AWAY = "meta"
 """Name of the device, for ``.to(AWAY)`` and ``device=AWAY``."""
@@ -135,11 +135,11 @@ def listed(index: Any) -> Any:
     return torch.tensor(index) if len(index) else torch.empty(0, dtype=torch.int64)
 
 
-class Operations(TorchDispatchMode):
+class Operations(Mode):
     """Operations that make tensors on the device, or bring them there."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {})
+    def done(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return computed(func, args, kwargs)
 
 
 class Functions(TorchFunctionMode):

@@ -25,10 +25,8 @@ NEEDED = {
     "federation/mapped.py: torch._C": FILE,
     "models/network.py: torch.utils._pytree": REGISTERED,
     "run/script.py: torch._C": "a graph of TorchScript can be made from its text under these names only",
-    "run/tape.py: torch.utils._python_dispatch": "what a step does is seen below vmap and autograd alone",
     "serving/formats.py: torch.ops.aten._cdist_forward": "the operator in an exported graph has no other name",
-    "models/operations.py: torch.utils._python_dispatch": "operations of a backward pass are seen below autograd alone",
-    "run/alive.py: torch.utils._python_dispatch": "memory of a backward pass is seen below autograd alone",
+    "models/modes.py: torch.utils._python_dispatch": "operations are seen below vmap and autograd alone",
     "serving/step.py: torch.export.experimental._export_forward_backward": "a step for ExecuTorch has no other way",
 }
 

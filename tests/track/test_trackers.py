@@ -272,9 +272,16 @@ def test_a_missing_library_names_its_extra(module, extra, make, tmp_path, monkey
 
 
 def test_libraries_are_imported_only_where_they_are_used():
-    """PyTorch's compiler and exporters, too: they take longer to load than all of plures."""
+    """PyTorch's compiler and exporters, too: they take longer to load than all of plures. Counting needs neither."""
     late = {"tensorboard", "mlflow", "wandb", "pandas", "fastapi", "onnx", "sympy", "torch._dynamo", "torch.onnx"}
-    code = f"import sys, plures.cli, plures.track, plures.deploy.app; print(sorted({late} & set(sys.modules)))"
+    counted = (
+        "import torch; from plures.models.operations import Operations; a = torch.ones(2, 2)\n"
+        "with Operations() as counted: a @ a\n"
+        "assert counted.total == 16"
+    )
+    code = (
+        f"import sys, plures.cli, plures.track, plures.deploy.app\n{counted}\nprint(sorted({late} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

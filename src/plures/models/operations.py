@@ -4,32 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-
-class _Counted:
-    """What a mode does with each operation.
-
-    It is not in the class of the mode itself, because PyTorch loads its compiler for that, which takes a second.
-    """
-
-    total: int
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
-        if formula is None:
-            with self:  # type: ignore[attr-defined]
-                parts = func.decompose(*args, **given)
-            return func(*args, **given) if parts is NotImplemented else parts
-        out = func(*args, **given)
-        self.total += formula(*args, **given, out_val=out)
-        return out
+from plures.models.modes import Mode
 
 
-class Operations(_Counted, TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Operations(Mode):  # type: ignore[no-untyped-call]
     """Counts while it is on, like PyTorch's ``FlopCounterMode``, but not module by module, which takes twice as long.
 
     Attributes:
@@ -44,5 +24,15 @@ class Operations(_Counted, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.total = 0
+
+    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        out = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=out)
+        return out

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plures.models import nested
+from plures.models.modes import Mode
 
 
 def storages(values: object) -> dict[int, int]:
@@ -47,7 +47,7 @@ class Peak:
             self._now -= size
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Alive(Mode):  # type: ignore[no-untyped-call]
     """Tracks every storage created while the mode is on.
 
     Attributes:
@@ -55,7 +55,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._peak = Peak()
         self._known: set[int] = set()
 
@@ -63,11 +63,9 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def peak(self) -> int:
         return self._peak.peak
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = {t.untyped_storage().data_ptr() for t in nested.ends((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         for tensor in nested.ends(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage(), before)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plures.models import nested
+from plures.models.modes import Mode
 from plures.run.calls import Call, Value, values_in
 from plures.run.padding import close
 from plures.run.script import script
@@ -35,7 +35,7 @@ UNDECLARED = {"aten::native_batch_norm": frozenset({"running_mean", "running_var
 """Arguments that operations change although their signatures do not say so."""
 
 
-class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tape(Mode):  # type: ignore[no-untyped-call]
     """Writes down the operations that run in its context.
 
     Attributes:
@@ -44,20 +44,18 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[Call] = []
         self.before: dict[Value, Tensor] = {}
         self._values: dict[int, Value] = {}
         self._bases: dict[int, Value] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(tag in func.tags for tag in REFUSED) and not by_numbers(func, args):
             raise RuntimeError(f"{func} gives another result each time, or one that Python reads")
         if func._schema.name.startswith(EACH):
-            return self._each(func, args, kwargs or {})
-        given, named = [self._given(one) for one in args], {k: self._given(v) for k, v in (kwargs or {}).items()}
+            return self._each(func, args, kwargs)
+        given, named = [self._given(one) for one in args], {k: self._given(v) for k, v in kwargs.items()}
         arguments = func._schema.arguments
         written = {one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write}
         written |= UNDECLARED.get(str(func._schema.name), frozenset())
@@ -66,7 +64,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for one in changed:
             if one.memory.fixed and one not in self.before:
                 self.before[one] = one.tensor.detach().clone()
-        found = func(*args, **(kwargs or {}))
+        found = func(*args, **kwargs)
         same = {id(one.tensor) for one in changed}
         made = [one if isinstance(one, Tensor) and id(one) not in same else None for one in nested.ends(found)]
         results = [None if one is None else self._made(one) for one in made]
