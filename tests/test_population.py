@@ -307,7 +307,7 @@ def test_only_those_that_are_asked_for_make_their_visits():
     whole = done.deployed([0, 1, 2, 3])["model"]["weight"].flatten().tolist()
     again = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))
     assert again.deployed([2])["model"]["weight"].flatten().tolist() == whole[2:3]
-    assert again._served is not None
-    assert [len(guest.federation) for guest in again._served.guests] == [1]
+    assert again._kept is not None
+    assert [len(guest.federation) for guest in again._kept.guests] == [1]
     assert again.deployed([3, 2, 0, 1])["model"]["weight"].flatten().tolist() == [whole[i] for i in (3, 2, 0, 1)]
-    assert [guest.federation.clients for guest in again._served.guests] == [("c",), ("b", "d")]
+    assert [guest.federation.clients for guest in again._kept.guests] == [("c",), ("b", "d")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self, SupportsIndex
 
 import torch
@@ -112,8 +112,7 @@ class Run(Deployed):
             self.participation.check(self.bound, self.known())
         if threat is not None:
             self.threat, self.given = threat, federation.to(wanted.torch_device, wanted.dtype)
-        self._served: _Served | None = None
-        self._ready: _Ready | None = None
+        self._kept: _Kept | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         raise PluresError(
@@ -133,7 +132,7 @@ class Run(Deployed):
 
     def on(self, federation: Federation, setting: Setting) -> Self:
         other = super().on(federation, setting)
-        other._served = other._ready = None
+        other._kept = None
         return other
 
     def arriving(self, work: Work) -> Work:
@@ -151,9 +150,7 @@ class Run(Deployed):
         """
         if not self.bound.method.predictor.preparation:
             return self._deployed(clients)
-        if self._ready is None or self._ready.server is not self.server or self._ready.round != self.round:
-            self._ready = _Ready(self.server, self.round, {})
-        stacks, key = self._ready.stacks, tuple(clients)
+        stacks, key = self._now().stacks, tuple(clients)
         if (found := stacks.get(key)) is None:
             found = self._deployed(clients)
             if sum(nbytes(stack) for stack in (*stacks.values(), found)) <= READY:
@@ -187,24 +184,29 @@ class Run(Deployed):
 
         Each client is onboarded only once for a state of the run, however often it is asked for.
         """
-        if self._served is None or self._served.server is not self.server or self._served.round != self.round:
-            self._served = _Served(self.server, self.round, [], torch.full((2, len(self.federation)), -1))
+        kept = self._now()
         fresh = torch.tensor(sorted(clients), dtype=torch.int64)
-        fresh = fresh[self._anew(fresh) & (self._served.places[0, fresh] < 0)]
+        fresh = fresh[self._anew(fresh) & (kept.places[0, fresh] < 0)]
         if len(fresh):
-            self._served.places[0, fresh] = len(self._served.guests)
-            self._served.places[1, fresh] = torch.arange(len(fresh))
-            self._served.guests.append(onboard(self, self.federation.take(fresh.tolist())))
+            kept.places[0, fresh] = len(kept.guests)
+            kept.places[1, fresh] = torch.arange(len(fresh))
+            kept.guests.append(onboard(self, self.federation.take(fresh.tolist())))
+
+    def _now(self) -> _Kept:
+        """What is kept for the state in which the run is."""
+        if self._kept is None or self._kept.server is not self.server or self._kept.round != self.round:
+            self._kept = _Kept(self.server, self.round, torch.full((2, len(self.federation)), -1))
+        return self._kept
 
     def _newcomers(self, clients: list[int]) -> Stack:
         """What clients that have not taken part yet predict with."""
         self.serve(clients)
-        assert self._served is not None
-        guest, place = self._served.places[:, clients]
+        kept = self._now()
+        guest, place = kept.places[:, clients]
         found, order = [], []
         for number in guest.unique().tolist():
             own = (guest == number).nonzero().flatten()
-            found.append(self._served.guests[number].deployed(place[own].tolist()))
+            found.append(kept.guests[number].deployed(place[own].tolist()))
             order.append(own)
         back = torch.cat(order).argsort().to(self.device)
         return {
@@ -219,42 +221,29 @@ READY = 2**27
 
 @brief
 @dataclass
-class _Ready:
-    """Predictors that were trained for one state of a run.
+class _Kept:
+    """What clients predict with in one state of a run, as far as it had to be trained.
 
     Attributes:
         server: what the server kept in that state.
         round: number of rounds finished.
-        stacks: leaves of the predictors, ``(clients, ...)``, by the positions of the clients.
+        places: ``(2, clients)`` the number of the guest run that holds each client, -1 for none yet, and the client's
+            position in it.
+        guests: runs of newcomers.
+        stacks: leaves of the predictors of clients that train before they predict, ``(clients, ...)``, by the positions
+            of the clients.
     """
 
     server: Mapping[str, BlockState]
     round: int
-    stacks: dict[tuple[int, ...], Stack]
+    places: Tensor
+    guests: list[Run] = field(default_factory=list)
+    stacks: dict[tuple[int, ...], Stack] = field(default_factory=dict)
 
 
 def nbytes(stack: Stack) -> int:
     """Size of the leaves of some clients, in bytes."""
     return sum(leaf.nbytes for leaves in stack.values() for leaf in leaves.values())
-
-
-@brief
-@dataclass
-class _Served:
-    """The clients that were onboarded for one state of a run.
-
-    Attributes:
-        server: what the server kept in that state.
-        round: number of rounds finished.
-        guests: runs of newcomers.
-        places: ``(2, clients)`` the number of the guest run that holds each client, -1 for none yet, and the client's
-            position in it.
-    """
-
-    server: Mapping[str, BlockState]
-    round: int
-    guests: list[Run]
-    places: Tensor
 
 
 def executor_of(execution: Execution, machine: Machine) -> Executor | None:
