@@ -90,12 +90,10 @@ class SideBySide(Generic[J, A]):
         runner: runs the jobs; a copy of it is sent to each process.
         count: number of processes.
         choose: ``(waiting, before) -> place`` of the waiting job that a process should do next, after those that it has
-            done before; default: the first.
+            done before.
     """
 
-    def __init__(
-        self, runner: JobRunner[J, A], count: int, choose: Callable[[Sequence[J], Sequence[J]], int] = lambda *_: 0
-    ) -> None:
+    def __init__(self, runner: JobRunner[J, A], count: int, choose: Callable[[Sequence[J], Sequence[J]], int]) -> None:
         self.runner, self.count, self.choose = runner, count, choose
         self._events: dict[Connection, list[tuple[str, Any]]] = {}
 
