@@ -17,6 +17,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import pytest
 from fleet import LATE, echo, fenced, tried
 
+from plures.deploy.fleet.forks import POSSIBLE
 from plures.deploy.fleet.loopback import JOIN, ONLINE, READY, Fleet
 from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
 from plures.deploy.fleet.programs import STARTER
@@ -259,21 +260,33 @@ from pathlib import Path
 from plures.deploy.fleet.loopback import Fleet
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-with Fleet(folder, {"one": folder / "site.toml"}) as fleet:
-    print(*[process.mark for process in (fleet.superlink, *fleet.nodes.values())], flush=True)
+with Fleet(folder, {"one": folder / "site.toml"}, quick=sys.argv[2] == "quick") as fleet:
+    others = [fleet.forks.process] if fleet.forks.process.alive else []
+    print(*[process.mark for process in (fleet.superlink, *fleet.nodes.values(), *others)], flush=True)
     time.sleep(60)
 """
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+@pytest.mark.parametrize(("manner", "many"), [("usual", 2), ("quick", 2 + POSSIBLE)])
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, manner: str, many: int) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path), manner]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         assert child.stdout is not None
         marks = child.stdout.readline().split()
-        assert [bool(marked(mark)) for mark in marks] == [True, True]
+        assert [bool(marked(mark)) for mark in marks] == [True] * many
         child.send_signal(signal.SIGINT)
         assert child.wait(20) != 0
-    assert [marked(mark) for mark in marks] == [set(), set()]
+    assert [marked(mark) for mark in marks] == [set()] * many
+
+
+@pytest.mark.skipif(not POSSIBLE, reason="this system has no forks")
+def test_a_killed_owner_of_forks_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path), "quick"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        marks = child.stdout.readline().split()
+        child.kill()
+    until(lambda: not any(marked(mark) for mark in marks), LATE, "what was forked goes on")
 
 
 def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 
 from plures.deploy import agreement
 from plures.deploy.fleet.control import Control, Value
-from plures.deploy.fleet.process import Process, quiet_environment, until
+from plures.deploy.fleet.forks import POSSIBLE
+from plures.deploy.fleet.forkserver import ForkServer
+from plures.deploy.fleet.process import Process, quiet_environment, spawned, until
 from plures.deploy.fleet.programs import GUARD, QUICK, SUPERLINK, WARM, command
 from plures.deploy.fleet.relay import HOST, Relay
 from plures.deploy.keys import Keyring, authority_digest, with_pub
@@ -58,7 +60,8 @@ class Fleet:
             is admitted, though answers are still signed. Turn it off for comparison only.
         relayed: every node reaches the SuperLink through its own :class:`~plures.deploy.fleet.relay.Relay`.
         record: every relay records its traffic under ``wire/<client>``.
-        quick: poll more often; see :mod:`plures.deploy.fleet.programs`.
+        quick: poll more often, and fork all programs from one that has loaded their modules, where the system can; see
+            :mod:`plures.deploy.fleet.programs`.
         warm: fork tasks from a process that has already loaded their modules, as in a real deployment.
         guard: nodes run plures' client, whatever app is submitted.
         environment: further environment variables of all processes.
@@ -91,6 +94,8 @@ class Fleet:
         self.lock = FileLock(self.folder / "lock", timeout=0)
         self.closing = threading.Event()
         self.supervisor = threading.Thread(target=self.supervise, name="supervisor", daemon=True)
+        self.forks = ForkServer(self.manners, self.environment, self.folder / "logs" / "forks.log")
+        self.launch = self.forks.launch if quick and POSSIBLE else spawned
         self.superlink = self.process("superlink", self.superlink_command())
         self.nodes = {client: self.process(f"node-{filed(client)}", self.node_command(client)) for client in self.sites}
 
@@ -145,7 +150,7 @@ class Fleet:
                 list(pool.map(Process.stop, everyone[:-1]))
             self.superlink.stop()
         finally:
-            for process in everyone:
+            for process in (*everyone, self.forks.process):
                 process.kill()
             for relay in self.relays.values():
                 relay.close()
@@ -306,7 +311,7 @@ class Fleet:
                 self.control.register(self.keys.node_public(client), client)
 
     def process(self, name: str, command: list[str]) -> Process:
-        return Process(name, command, self.environment, self.folder / "logs" / f"{name}.log")
+        return Process(name, command, self.environment, self.folder / "logs" / f"{name}.log", self.launch)
 
     def superlink_command(self) -> list[str]:
         arguments = superlink_arguments(self.port, self.folder / "superlink.db", self.keys if self.tls else None)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from plures.errors import PluresError
 
@@ -44,13 +44,53 @@ def quiet_environment(home: Path | None = None, threads: int = 1) -> dict[str, s
     return {**os.environ, **own, "OMP_NUM_THREADS": str(threads)}
 
 
+class Started(Protocol):
+    """A process that was started, as :class:`subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+
+Launch = Callable[[Sequence[str], Mapping[str, str], BinaryIO], Started]
+"""``launch(words, environment, out)``: start a program as the leader of its own session, which writes to ``out``."""
+
+
+def spawned(words: Sequence[str], environment: Mapping[str, str], out: BinaryIO, stdin: int | None = None) -> Started:
+    """Start a program as the leader of its own session.
+
+    Args:
+        words: program and arguments.
+        environment: all environment variables.
+        out: file that its output is written to.
+        stdin: descriptor that it reads; default: nothing.
+    """
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        umask=0o077,
+    )
+
+
 class Process:
     """A program and its children, which are started, stopped, killed, paused and resumed together.
 
     It leads its own session, so that Ctrl-C in a terminal reaches only its owner. Children that leave the session
-    (Flower's SuperLink detaches one) are found through ``/proc``: by their parents, or by a mark in their environment
-    once those have ended. On systems without ``/proc``, they end by themselves when they notice that their parent is
-    gone.
+    (Flower's SuperLink detaches one) are found through ``/proc``: by their parents, or once those have ended by a mark
+    in their environment or because they write to its log. On systems without ``/proc``, they end by themselves when
+    they notice that their parent is gone.
 
     Its log, and all files that it and its children write, are readable only by this user.
 
@@ -59,16 +99,24 @@ class Process:
         command: program and arguments.
         environment: all environment variables.
         log: file to which its output is appended.
+        launch: starts it.
 
     Attributes:
         wanted: whether it was started and its owner has neither stopped nor killed it.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self.name, self.command, self.log = name, list(command), log
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        launch: Launch = spawned,
+    ) -> None:
+        self.name, self.command, self.log, self.launch = name, list(command), log, launch
         self.mark = str(log.resolve())
         self.environment = {**environment, MARK: self.mark}
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Started | None = None
         self.begin = 0
         self.wanted = False
         self.changing = threading.RLock()
@@ -92,15 +140,7 @@ class Process:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self.begin = out.tell()
-            self.child = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,
-                umask=0o077,
-            )
+            self.child = self.launch(self.command, self.environment, out)
 
     def stop(self, seconds: float = GRACE) -> None:
         """Ask it to end, and kill it after some seconds. None of its children is left."""
@@ -246,11 +286,15 @@ def until(
 
 
 def marked(mark: str) -> set[int]:
-    """Ids of the processes with a mark in their environment, as far as this user may read it."""
+    """Ids of the processes with a mark in their environment, or that write to the file of this name.
+
+    The system shows the environment with which a program was started, not that of a fork.
+    """
     wanted, found = f"{MARK}={mark}".encode(), set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if wanted in variables or os.readlink(entry / "fd" / "1") == mark:
                 found.add(int(entry.name))
     return found
 

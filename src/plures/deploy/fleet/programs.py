@@ -15,6 +15,9 @@ of every three.
 request waits at the SuperLink until there is a message (``outbox.py``), and a killed node is admitted again after 20
 seconds instead of a minute. Messages and their recipients do not change.
 
+``forks`` is no program of Flower's: it loads their modules once and forks the programs (``forks.py``), also for a whole
+federation on one machine.
+
 In all manners, the process that starts tasks is restarted when it ends (Flower would not notice, and no further task
 would run), a task has a minute to start, a node answers each message once and in turn (``inbox.py``), a request passes
 only those layers of Flower that concern it (``layers.py``), a program ends within seconds of SIGTERM and at once on a
@@ -38,8 +41,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,13 +66,15 @@ STARTERS = {
 }
 """The module in which a program starts others, through the name ``subprocess``."""
 SUPERLINK, STARTER = "flower-superlink", "flower-superexec"
+FORKS = "forks"
 GUARD, WARM, QUICK = "--guard", "--warm", "--quick"
 GUARDED = (STARTER, "flwr-clientapp")
 """The only programs that a guarded node starts."""
 DESCRIPTORS = Path("/dev/fd")
 """Folder of a process's open file descriptors."""
 LOADED = ("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli")
-"""Modules that tasks need."""
+LATER = ("uvicorn", "flwr.supernode.main", "flwr.superlink.main", "flwr.supernode.runtime.run_clientapp")
+"""Modules that tasks need, and those that programs load only when they have started."""
 THREADS = "OMP_NUM_THREADS"
 INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
@@ -101,11 +107,49 @@ def command(name: str, *manners: str) -> list[str]:
 def main(*words: str) -> None:
     """Run the program that the arguments name."""
     manners = list(itertools.takewhile(lambda word: word in PREPARE, words))
-    run(words[len(manners) :], manners)
+    if words[len(manners) :] == (FORKS,):
+        serve(manners)
+    else:
+        run(words[len(manners) :], manners)
 
 
-def run(words: Sequence[str], manners: Sequence[str]) -> None:
-    """Run a program in this process, under Flower's name for it."""
+def serve(manners: Sequence[str]) -> None:
+    """Load what all programs need, and fork those that are asked for through standard input."""
+    gc.disable()
+    os.umask(0o077)
+    for manner in PREPARE:
+        if manner in manners:
+            PREPARE[manner](FORKS)
+    needed = {*LOADED, *LATER, *PROGRAMS.values(), *STARTERS.values(), *TASKS_OF.values(), *RAISED}
+    load(sorted(needed))
+    forks, line = importlib.import_module("plures.deploy.fleet.forks"), Connection(os.dup(0))
+    forks.serve(line, lambda wanted: code(lambda: forked(wanted, forks)))
+
+
+def forked(wanted: Any, forks: Any) -> None:
+    """Run a program in this process, which a fork server has forked. One that starts others gets a server of its own.
+
+    Args:
+        wanted: the program, as ``forks.py`` describes it.
+        forks: the module.
+    """
+    forget()
+    manners = list(itertools.takewhile(lambda word: word in PREPARE, wanted.words))
+    words = wanted.words[len(manners) :]
+    if wanted.secret:
+        words = [*words, *secretly(bytes.fromhex(wanted.secret))[0]]
+    starts = words[0] in (NODE, SUPERLINK)
+    run(words, manners, forks.beside(lambda again: code(lambda: forked(again, forks))) if starts else None)
+
+
+def run(words: Sequence[str], manners: Sequence[str], forks: Any = None) -> None:
+    """Run a program in this process, under Flower's name for it.
+
+    Args:
+        words: its name and arguments.
+        manners: its manners.
+        forks: the fork server of the process that it starts to start tasks; default: that is a new interpreter.
+    """
     name = words[0]
     gc.disable()  # what is loaded stays: searching it for garbage takes a tenth of the time to load it
     if name in (NODE, SUPERLINK) and "--port" in words:
@@ -129,7 +173,7 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     if name in STARTERS:
         starter: Any = importlib.import_module(STARTERS[name])
         secret = lock() if name == NODE and GUARD in manners and DESCRIPTORS.exists() else b""
-        starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners, secret)})
+        starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners, secret, forks)})
     sys.argv = list(words)
     program = getattr(importlib.import_module(PROGRAMS[name]), name.replace("-", "_"))
     gc.freeze()
@@ -174,12 +218,13 @@ def check_port(port: int) -> None:
             sys.exit(f"error: port {port} of 127.0.0.1 cannot be used ({error.strerror}): {remedy}")
 
 
-def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object]:
+def started(manners: Sequence[str], secret: bytes = b"", forks: Any = None) -> Callable[..., object]:
     """Replacement of ``subprocess.Popen`` in a program that runs in some manners.
 
     Args:
         manners: manners of this program and of the programs that it starts.
         secret: secret that is passed only to the process that starts tasks.
+        forks: fork server of that process.
     """
 
     def start(words: Sequence[str], **options: Any) -> object:
@@ -189,7 +234,10 @@ def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object
         if WARM in manners and words[0] in TASKS and hasattr(os, "fork"):
             return fork(lambda: run(words, [manner for manner in manners if manner != WARM]))
 
-        def opened() -> subprocess.Popen[bytes]:
+        def opened() -> Any:
+            if forks is not None and words[0] == STARTER:
+                session = options.get("start_new_session", False)
+                return forks.begin([*manners, *words], session, secret.hex())
             begin = [*command(words[0], *manners), *words[1:]]
             return (
                 start_with_secret(begin, secret)
@@ -217,23 +265,29 @@ def lock() -> bytes:
 
 def start_with_secret(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
     """Start the process that starts tasks, and pass it the secret through a pipe: no file or variable contains it."""
-    read, write = os.pipe()
+    more, read = secretly(secret)
     try:
-        os.write(write, secret)
-        os.close(write)
-        return subprocess.Popen([*words, "--superexec-auth-secret-file", str(DESCRIPTORS / str(read))], pass_fds=[read])
+        return subprocess.Popen([*words, *more], pass_fds=[read])
     finally:
         os.close(read)
+
+
+def secretly(secret: bytes) -> tuple[list[str], int]:
+    """Arguments of the process that starts tasks, which name a pipe with its secret, and the pipe's descriptor."""
+    read, write = os.pipe()
+    os.write(write, secret)
+    os.close(write)
+    return ["--superexec-auth-secret-file", str(DESCRIPTORS / str(read))], read
 
 
 class Restarted:
     """A child process that is restarted whenever it ends by itself.
 
     Args:
-        start: starts it.
+        start: starts it, and returns a :class:`subprocess.Popen` or its like.
     """
 
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, start: Callable[[], Any]) -> None:
         self.start, self.child, self.wanted = start, start(), True
         threading.Thread(target=self.keep, daemon=True).start()
         importlib.import_module("flwr.supercore.exit").add_exit_handler(self.terminate)
@@ -255,7 +309,7 @@ class Restarted:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end, and return its exit code."""
-        return self.child.wait(timeout)
+        return int(self.child.wait(timeout))
 
 
 def heed(name: str) -> None:
@@ -302,12 +356,17 @@ def warm(name: str) -> None:
     """Load the tasks' modules in the process that starts tasks, on one thread: a fork would lose a thread pool."""
     look(name, idle=1.0)
     if name == STARTER and hasattr(os, "fork"):
-        threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
-        for needed in LOADED:
-            importlib.import_module(needed)
-        gc.freeze()  # loaded objects stay shared: garbage collection in a child does not touch them
-        del os.environ[THREADS]
-        os.environ |= {} if threads is None else {THREADS: threads}
+        load(LOADED)
+
+
+def load(modules: Iterable[str]) -> None:
+    """Load modules for processes that will be forked."""
+    threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
+    for needed in modules:
+        importlib.import_module(needed)
+    gc.freeze()  # loaded objects stay shared: garbage collection in a child does not touch them
+    del os.environ[THREADS]
+    os.environ |= {} if threads is None else {THREADS: threads}
 
 
 def quicken(name: str) -> None:
