@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
 
 from plures.deploy.fleet import outbox
-from plures.deploy.fleet.outbox import News, keeping, pulling
+from plures.deploy.fleet.outbox import ALL, PARTS, News, keeping, pulling, taking
 
 NEVER = 600.0
 """Seconds that no test waits for."""
@@ -103,6 +104,47 @@ def test_without_a_message_the_answer_is_empty_in_time(monkeypatch: pytest.Monke
     assert SuperLink().pull(None, None, None).messages_list == []
 
 
+class Clock:
+    """A clock that sleeping moves on.
+
+    Attributes:
+        parts: when parts of a message come, in order.
+    """
+
+    def __init__(self, take: Any, parts: list[float]) -> None:
+        self.now, self.parts, self.take = 100.0, parts, take
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.parts and self.parts[0] <= end:
+            self.now = self.parts.pop(0)
+            assert self.take("part") == "taken"
+        self.now = end
+
+
+@pytest.mark.parametrize(
+    ("parts", "end"),
+    [([], PARTS), ([0.04, 0.11], 0.11 + PARTS), ([0.04, 0.3], 0.04 + PARTS), ([n / 20 for n in range(1, 90)], ALL)],
+    ids=["none", "some", "one late", "no end"],
+)
+def test_a_message_is_handed_out_when_no_further_part_comes(
+    monkeypatch: pytest.MonkeyPatch, parts: list[float], end: float
+) -> None:
+    news = News()
+    clock = Clock(taking(lambda part: "taken", news), [100 + part for part in parts])
+    monkeypatch.setattr(outbox, "time", clock)
+    news.came()
+    news.settle()
+    assert clock.now == pytest.approx(100 + end)
+
+
 def test_flower_has_the_functions_that_are_changed() -> None:
-    assert f"{fleet_handlers.__name__}.pull_messages" == f"{outbox.HANDLERS}.pull_messages"
-    assert (SqlLinkState.__module__, SqlLinkState.store_message_ins.__name__) == (outbox.STATE, "store_message_ins")
+    assert fleet_handlers.__name__ == outbox.HANDLERS
+    assert runtime_handlers.__name__ == outbox.ANSWERS
+    for handlers in (fleet_handlers, runtime_handlers):
+        assert {"pull_messages", "push_object"} <= vars(handlers).keys()
+    assert SqlLinkState.__module__ == outbox.STATE
+    assert {"store_message_ins", "store_message_res"} <= vars(SqlLinkState).keys()
