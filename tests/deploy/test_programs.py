@@ -47,6 +47,28 @@ def test_a_task_has_the_threads_that_the_site_allows_and_its_parent_has_none(giv
     assert done.stdout.split("\n") == [told, "7 1", ""]
 
 
+DRAWN = """
+import sys
+from plures.deploy.fleet import programs
+
+def task():
+    import numpy, random, secrets, torch
+    print(numpy.random.random(), random.random(), secrets.token_hex(8))
+
+programs.load({*programs.LOADED, *programs.LATER, *programs.PROGRAMS.values(), *programs.STARTERS.values()})
+for _ in range(2):
+    programs.os.waitpid(programs.fork(task), 0)
+print(*(name in sys.modules for name in programs.LOADED))
+"""
+
+
+def test_tasks_draw_random_numbers_of_their_own() -> None:
+    done = subprocess.run([sys.executable, "-c", DRAWN], capture_output=True, text=True, check=True)
+    first, second, loaded = done.stdout.splitlines()
+    assert all(one != other for one, other in zip(first.split(), second.split(), strict=True)), done.stdout
+    assert set(loaded.split()) == {"True"}
+
+
 @pytest.mark.parametrize("words", [command(SUPERLINK), command(NODE, GUARD)])
 def test_a_port_that_is_taken_is_one_sentence(words: list[str]) -> None:
     with socket.socket() as taken:

@@ -72,9 +72,13 @@ GUARDED = (STARTER, "flwr-clientapp")
 """The only programs that a guarded node starts."""
 DESCRIPTORS = Path("/dev/fd")
 """Folder of a process's open file descriptors."""
-LOADED = ("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli")
+LOADED = (
+    *("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli"),
+    *("numpy.ma", "numpy.ctypeslib", "cryptography.hazmat.backends.openssl"),
+)
 LATER = ("uvicorn", "flwr.supernode.main", "flwr.superlink.main", "flwr.supernode.runtime.run_clientapp")
-"""Modules that tasks need, and those that programs load only when they have started."""
+"""Modules that tasks need, and those that programs load only when they have started. ``numpy.random`` is not among
+them: it chooses its seed when it is loaded, and forks must not share one."""
 THREADS = "OMP_NUM_THREADS"
 INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
