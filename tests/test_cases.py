@@ -70,21 +70,21 @@ def two(signs: tuple[int, int]) -> plures.Federation:
 
 
 @functools.cache
-def trained() -> Comparison:
-    """A comparison of two clients that differ, trained once."""
-    return plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
+def trained(signs: tuple[int, int]) -> Comparison:
+    """A comparison of two clients, trained once."""
+    return plures.compare(two(signs), ["ditto"], model="logistic", **{**TINY, "rounds": 5})
 
 
 @pytest.fixture
 def found() -> Comparison:
-    """A copy of it, of which a test may change the scores."""
-    return trained().model_copy(deep=True)
+    """A comparison of clients that differ; a test may change the scores of this copy."""
+    return trained((1, -1)).model_copy(deep=True)
 
 
 @pytest.mark.parametrize(("signs", "expected"), [((1, -1), "helps here"), ((1, 1), "does not help here")])
 def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], expected: str):
     part = Part("toy", "A toy", "toy", ("ditto",), told=("auroc",))
-    found = plures.compare(two(signs), ["ditto"], model="logistic", **{**TINY, "rounds": 5})
+    found = trained(signs)
     said = personalization(part, found)
     assert said.startswith(f"Personalization {expected} by accuracy")
     text = answer(Case("toy", "Somebody", "What now?", (part,), "nothing."), [found])
