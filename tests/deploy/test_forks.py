@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fleet import LATE
 
+from plures.deploy.fleet import forks
 from plures.deploy.fleet.forks import POSSIBLE, Child, Forks, Wanted
 from plures.deploy.fleet.forkserver import ForkServer
 from plures.deploy.fleet.process import Process, lives, marked, spawned, until
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.skipif(not POSSIBLE, reason="this system has no forks")
 SERVER = """
 import json, os, signal, sys, time
 from multiprocessing.connection import Connection
-from plures.deploy.fleet.forks import beside, serve
+sys.path.insert(0, sys.argv[1])
+from forks import beside, serve
 
 def run(wanted):
     print("begun", flush=True)
@@ -52,7 +54,7 @@ serve(Connection(os.dup(0)), run)
 
 @dataclass
 class Running:
-    """A fork server that loads nothing, and the file to which what it forks writes."""
+    """A fork server that loads nothing, also not the rest of plures, and the file to which what it forks writes."""
 
     server: subprocess.Popen[bytes]
     forks: Forks
@@ -71,8 +73,8 @@ class Running:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
-    here, there = Pipe()
-    with here, there, subprocess.Popen([sys.executable, "-c", SERVER], stdin=there.fileno()) as server:
+    words, (here, there) = [sys.executable, "-c", SERVER], Pipe()
+    with here, there, subprocess.Popen([*words, str(Path(forks.__file__).parent)], stdin=there.fileno()) as server:
         there.close()
         yield Running(server, Forks(here), tmp_path / "log")
         server.kill()
