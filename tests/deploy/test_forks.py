@@ -77,7 +77,9 @@ def running(tmp_path: Path) -> Iterator[Running]:
     with here, there, subprocess.Popen([*words, str(Path(forks.__file__).parent)], stdin=there.fileno()) as server:
         there.close()
         yield Running(server, Forks(here), tmp_path / "log")
-        server.kill()
+        here.close()
+        server.wait(LATE)
+        until(lambda: not marked(str(tmp_path / "log")), LATE, "a test leaves programs behind")
 
 
 def test_an_exit_code_is_that_of_the_program(running: Running) -> None:
