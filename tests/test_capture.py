@@ -23,7 +23,7 @@ from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Method, Phase
 from plures.methods import METHODS, fedavg
 from plures.report.catalogue import model
-from plures.run import Cosine, Execution, Run, Training, Uniform
+from plures.run import Cosine, Execution, Run, Training, Uniform, capture
 from plures.run.capture import RECORDERS
 from plures.run.checkpoint import restore, snapshot
 from plures.run.kernels import factors
@@ -170,7 +170,10 @@ def test_batch_normalisation_is_captured_among_equals_alone():
     assert not both(ragged([70, 40, 30]), network(norm=True), fedavg(), Training(3, batch_size=10)).replayed
 
 
-def test_longer_visits_than_the_first_are_fed_in_pieces():
+@pytest.mark.parametrize("room", [0, capture.AHEAD])
+def test_longer_visits_than_the_first_are_fed_in_pieces(room, monkeypatch):
+    monkeypatch.setattr(capture, "AHEAD", room)
+
     def drawn(unit: float) -> int:
         return 4 if unit < 0.6 else 11
 
@@ -178,8 +181,20 @@ def test_longer_visits_than_the_first_are_fed_in_pieces():
     both(ragged([40] * 4), network(), method, Training(3, batch_size=10))
 
 
-def test_several_steps_are_recorded_in_the_memory_of_a_visit_of_one():
+def test_a_long_visit_after_a_short_one_is_one_repetition(monkeypatch):
+    """Choosing the backend measures a few steps with the recordings that the run then uses."""
+    times = []
+    replay = capture.Recordings.replay
+    monkeypatch.setattr(capture.Recordings, "replay", lambda self, kind, n: times.append(n) or replay(self, kind, n))
+    method = Method(schedule=(Phase(steps=lambda unit: 1 if unit < 0.35 else 11),))  # 0.04, 0.38, 0.04 in three rounds
+    reached(ragged([40] * 4), network(), method, Training(3, batch_size=100), capture=True, chunk=4)
+    assert times == [1, 11, 1]
+
+
+@pytest.mark.parametrize("room", [0, capture.AHEAD])
+def test_several_steps_are_recorded_in_the_memory_of_a_visit_of_one(room, monkeypatch):
     """The first visit takes one step; the second, with another rate, records steps of two widths at once."""
+    monkeypatch.setattr(capture, "AHEAD", room)
 
     def drawn(unit: float) -> int:
         return 1 if unit < 0.35 else 11  # 0.04, 0.38, 0.04 in the three rounds

@@ -25,6 +25,9 @@ Tensors = list[Tensor]
 
 WIDTHS = 3
 """Number of sizes of batches for which unpadded steps are recorded, the most frequent ones; others are padded."""
+AHEAD = 1 << 20
+"""Bytes of batches for which there is room from the first visit on, however short it is: a longer one is then fed at
+once, and not in pieces."""
 WORTH = 4
 """Number of steps from which recording pays off in a run of one visit."""
 
@@ -282,7 +285,7 @@ class Buffers:
         dtype: type of the losses.
 
     Attributes:
-        steps: number of steps whose batches fit.
+        steps: number of steps whose batches fit: those of the first plan, or more, if they are small.
         rows, counts, keys: the batches of these steps.
         next: index of the next of these steps, ``(1,)``.
         number: number of that step, from 1.
@@ -292,7 +295,8 @@ class Buffers:
 
     def __init__(self, part: Part, plan: Batches, keys: Tensor | None, clients: int, dtype: torch.dtype) -> None:
         steps, batches, _, width = plan.rows.shape
-        self.steps, device = steps, plan.rows.device
+        self.steps = steps = max(steps, AHEAD // max(1, 16 * batches * clients * width))
+        device = plan.rows.device
 
         def like(leaf: Tensor, *, shared: bool) -> Tensor:
             if shared and leaf.stride(0) == 0:
