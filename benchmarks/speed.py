@@ -76,7 +76,7 @@ class Measured:
         chunk: clients stacked at once.
         compiled_chunk: clients stacked at once when compiled.
         compilation: seconds of the first compiled round.
-        evaluation_reference: evaluating all personal models with the tight loop.
+        evaluation_reference: accuracy of all personal models with the tight loop.
         evaluation: the same with plures.
         conventional: training and evaluation of a round in the conventional loop.
         auto: a round of plures with what ``auto`` chose.
@@ -310,13 +310,14 @@ def measure(setting: Setting, repeats: int) -> Measured:
     own.step()
     deployed = own.deployed(list(range(len(data))))
     models = [[deployed["model"][name][i] for name, _ in model.named_parameters()] for i in range(len(data))]
-    ours = score(own, "test").values["accuracy"].tolist()
+    accuracy = [metric for metric in data.metrics if metric.name == "accuracy"]
+    ours = score(own, "test", metrics=accuracy).values["accuracy"].tolist()
     theirs = tight_evaluation(model, models, data)
     assert np.allclose(ours, theirs, atol=1e-3), "the two evaluations disagree"
     evaluated = paired(
         max(repeats, 7),
         reference=lambda: tight_evaluation(model, models, data),
-        plures=lambda: score(own, "test", deployed),
+        plures=lambda: score(own, "test", deployed, metrics=accuracy),
     )
     return Measured(
         setting,
