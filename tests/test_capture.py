@@ -122,6 +122,21 @@ def test_clients_of_different_sizes_are_padded_and_smaller_stacks_take_over():
     assert counted.recorded == 8, "stacks of seven, four, two and one, with one rate and with several"
 
 
+def test_in_a_long_run_only_uneven_batches_are_padded(monkeypatch):
+    """24, 24 and 18 examples: the second of three steps has two batches of ten beside one of eight."""
+    monkeypatch.setattr(capture, "MIXED", 3)
+    given = ragged([40, 40, 29]), network(), fedavg(), Training(3, batch_size=10)
+    kinds = list[list[capture.Kind]]()
+    inner = capture.Captured.kinds
+    monkeypatch.setattr(
+        capture.Captured, "kinds", lambda self, plan, rate: kinds.append(inner(self, plan, rate)) or kinds[-1]
+    )
+    both(*given)
+    assert given[0].splits["train"].sizes.tolist() == [24, 24, 18]
+    found = [(kind.widths, kind.padded) for kind in kinds[0]]
+    assert found == [((10,), False), ((10,), True), ((4,), False)]
+
+
 def test_of_many_sizes_of_batches_only_the_most_frequent_are_recorded_unpadded():
     """Each client trains alone: full batches and two other sizes have steps of their own, and the rest share one."""
     counted = both(ragged([*range(100, 184, 7)]), network(), fedavg(), Training(3, batch_size=32), chunk=1)
@@ -136,12 +151,14 @@ def test_optimizers_and_rates_are_not_frozen_into_a_step(optimizer):
 @pytest.mark.parametrize(
     ("sizes", "chunk", "batch"), [([200, 60, 30, 10], 4, 8), ([40] * 4, 4, 8), ([*range(100, 184, 7)], 1, 32)]
 )
-def test_a_resumed_run_has_the_bits_of_one_that_went_on(sizes, chunk, batch):
+@pytest.mark.parametrize("mixed", [1, capture.MIXED])
+def test_a_resumed_run_has_the_bits_of_one_that_went_on(mixed, sizes, chunk, batch, monkeypatch):
     """Resumed, a step is recorded with one rate; in the run that goes on it reads the rate, which changes.
 
     Whether a step is padded must not depend on the batches that the run has had before either: clients that train
     alone have batches of more sizes than are recorded.
     """
+    monkeypatch.setattr(capture, "MIXED", mixed)
     net = network()
 
     def begin() -> Run:
