@@ -310,7 +310,7 @@ def test_recorded_steps_are_given_up_with_their_examples(monkeypatch):
     def run(data: Federation) -> int:
         execution = Execution("vmap", 4, False, "float64", capture=True)
         Run(data, net, method, Training(3, batch_size=8), execution=execution, machine=machine).step()
-        return len(machine.recorded)
+        return len(machine.recorded[0])
 
     one, other = ragged([40] * 4), ragged([50] * 4)
     assert [run(one), run(one), run(other)] == [1, 1, 1]
@@ -341,4 +341,26 @@ def test_threads_record_steps_of_their_own():
     execution = Execution("vmap", 2, False, "float64", capture=True, threads=2)
     machine = Machine()
     Run(ragged([40] * 4), network(), fedavg(), Training(3, batch_size=8), execution=execution, machine=machine).step()
-    assert len(machine.recorded) == 2
+    assert {thread: len(steps) for thread, steps in machine.recorded.items()} == {1: 1, 2: 1}
+
+
+def test_threads_ask_for_recorded_steps_at_the_same_time():
+    """While one thread looks through its steps, another one adds to its own; none is lost."""
+    machine = Machine()
+
+    class Asked(capture.Recordings):
+        @property
+        def nbytes(self) -> int:
+            machine.recordings("later", made, 2)
+            return 0
+
+    def made(several: bool, kind: type[capture.Recordings] = capture.Recordings) -> capture.Recordings:
+        return kind(Tapes(), 2, torch.float64, smaller=False)
+
+    machine.recordings("first", lambda several: made(several, Asked), 1)
+    machine.recordings("other", made, 2)
+    machine.recordings("second", made, 1)
+    assert {thread: list(steps) for thread, steps in machine.recorded.items()} == {
+        1: ["first", "second"],
+        2: ["other", "later"],
+    }

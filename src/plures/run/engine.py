@@ -302,7 +302,7 @@ class Engine:
         return self.machine.compiled(self._computes(computes), make)
 
     def _recorded_steps(self, computes: str, make: Callable[[bool], Recordings]) -> Recordings:
-        return self.machine.recordings(f"{self._computes(computes)} {self._thread}", make)
+        return self.machine.recordings(self._computes(computes), make, self._thread)
 
     def _computes(self, step: str) -> str:
         execution = self.execution

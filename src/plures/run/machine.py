@@ -14,7 +14,7 @@ Step = Callable[..., Any]
 COMPILATION = 4.0
 """Expected seconds of a compilation, until one has been measured."""
 RECORDED = 1 << 28
-"""Largest number of bytes that the memory of recorded steps may take, apart from that of the latest ones."""
+"""Largest number of bytes that the memory of a thread's recorded steps may take, apart from that of the latest ones."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Machine:
         timings: seconds of a round by execution, for each kind of work that was measured.
         paces: the paces of stacks among them, by capture and size, from which other sizes are estimated.
         steps: compiled steps by what they compute.
-        recorded: steps recorded on a CPU, by what they compute and read; the latest ones are last.
+        recorded: steps recorded on a CPU, for each thread by what they compute and read; the latest ones are last.
         compilations: seconds that each compilation of a step took.
         gains: time of a compiled step as a fraction of an uncompiled one, by network.
         rounds: total number of rounds that will use a run's steps, if more runs of its kind follow; ``None`` for the
@@ -44,7 +44,7 @@ class Machine:
     timings: dict[str, dict[Execution, float]] = field(default_factory=dict)
     paces: dict[str, dict[Any, dict[int, Any]]] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
-    recorded: dict[str, Recordings] = field(default_factory=dict)
+    recorded: dict[int, dict[str, Recordings]] = field(default_factory=dict)
     compilations: list[float] = field(default_factory=list)
     gains: dict[str, float] = field(default_factory=dict)
     rounds: int | None = None
@@ -88,21 +88,23 @@ class Machine:
             self.steps[key] = make()
         return self.steps[key]
 
-    def recordings(self, key: str, make: Callable[[bool], Recordings]) -> Recordings:
+    def recordings(self, key: str, make: Callable[[bool], Recordings], thread: int = 0) -> Recordings:
         """The recorded steps for a key. Those that read other examples are given up, and the oldest if all are large.
 
         Args:
             key: everything that the steps depend on.
             make: makes them, without any step yet; told whether other learning rates will follow.
+            thread: number of the thread that they are for. Several threads may ask at once.
         """
-        found = self.recorded.pop(key, None) or make(self.several)
+        mine = self.recorded.get(thread, {})
+        found = mine.get(key) or make(self.several)
         kept, size = {key: found}, 0
-        for other, one in reversed(self.recorded.items()):
-            size += one.nbytes
-            if size <= RECORDED and one.reads(found.held):
-                kept[other] = one
-        self.recorded.clear()
-        self.recorded.update(reversed(kept.items()))
+        for other, one in reversed(mine.items()):
+            if other != key:
+                size += one.nbytes
+                if size <= RECORDED and one.reads(found.held):
+                    kept[other] = one
+        self.recorded[thread] = dict(reversed(kept.items()))
         return found
 
     @property
