@@ -86,12 +86,11 @@ def read(
         run.serve(chosen)
 
     federation = run.federation
-    fitted = any(metric.from_train for metric in federation.metrics)
 
     def work(engine: Engine, given: tuple[list[int], Stack]) -> tuple[list[int], Tensor, list[tuple[Tensor, ...]]]:
         chunk, stack = given
         batches, rows = _batches(run, engine, split, chunk, stack), len(chunk)
-        in_turn = not fitted and worthwhile(engine, chunk, split)
+        in_turn = worthwhile(engine, chunk, split)
         if in_turn:
             batches = (([0], said(federation.task, *part)) for part in singly(engine, chunk, split, stack))
             rows = 1

@@ -31,7 +31,7 @@ LEAST, MOST = 64, 512
 def worthwhile(engine: Engine, clients: Sequence[int], split: SplitName) -> bool:
     """Whether these clients are scored one after the other.
 
-    It takes a predictor that is a network, and a task whose examples count each by itself. A GPU runs stacks.
+    It takes a predictor that is a network, and a task and metrics for which examples count singly. A GPU runs stacks.
 
     Args:
         engine: the run's engine.
@@ -40,6 +40,8 @@ def worthwhile(engine: Engine, clients: Sequence[int], split: SplitName) -> bool
     """
     federation, predictor = engine.federation, engine.bound.method.predictor
     if federation.inputs.device.type != "cpu" or predictor.composed or predictor.decide or federation.task.joint:
+        return False
+    if any(metric.from_train for metric in federation.metrics):
         return False
     rows = int(federation.splits[split].sizes[list(clients)].sum())
     return rows > 0 and (engine.channels_last or rows * federation.inputs[:1].nbytes >= MUCH * len(clients))
