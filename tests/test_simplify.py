@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.run.calls import Call
+from plures.run.script import script
 from plures.run.simplify import needed, simplified
 from plures.run.tape import Tape, Tapes
 
@@ -203,8 +204,9 @@ def test_the_largest_of_neighbours_and_its_place_are_those_of_the_kernel(shape, 
         largest.copy_(found[0])
         places.copy_(found[1])
 
-    assert "max_pool2d_with_indices" not in names(simplified(recorded(work)))
-    repeat = Tapes()(work)
+    calls = simplified(recorded(work))
+    assert "max_pool2d_with_indices" not in names(calls)
+    repeat = script(calls)  # a tape would leave out rules that differ
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         x.copy_(torch.randint(-1, 3, x.shape, generator=generator))
